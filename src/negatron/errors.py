@@ -24,7 +24,7 @@ class SettingError(NegatronError):
     """A setting, option or name that is unknown, contradicts another or cannot be honoured."""
 
 
-class MissingExtra(NegatronError):
+class MissingExtra(NegatronError):  # noqa: N818 - the name says what to do
     """An optional dependency that is not installed."""
 
     def __init__(self, module: str, extra: str) -> None:

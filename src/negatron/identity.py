@@ -52,3 +52,12 @@ def stream(seed: int, *names: str | int) -> random.Random:
     True
     """
     return random.Random(int(fingerprint(seed, *names), 16))
+
+
+def same_words(text: str) -> str:
+    """The form in which two texts count as the same: case folded, runs of white space as one space.
+
+    >>> same_words(" What  is DNA?") == same_words("what is dna?")
+    True
+    """
+    return " ".join(text.casefold().split())

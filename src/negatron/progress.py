@@ -53,7 +53,7 @@ class Meter:
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, status=self.status())
         elif self.skipped:
-            print(f"{self.label}: {self.skipped:,} of {self.total:,} {self.unit} are already there", file=sys.stderr, flush=True)
+            say(f"{self.label}: {self.skipped:,} of {self.total:,} {self.unit} are already there")
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -65,7 +65,7 @@ class Meter:
             self._bar.update(self._task, completed=self.done, status=self.status())
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(f"{self.label}: {self.status()}", file=sys.stderr, flush=True)
+            say(f"{self.label}: {self.status()}")
 
     def status(self) -> str:
         """`120/500 texts, 31.2 texts/s, 0:12 left`."""
@@ -80,7 +80,7 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self.total:
-            print(f"{self.label}: {self.status()}", file=sys.stderr, flush=True)
+            say(f"{self.label}: {self.status()}")
 
 
 def track(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
@@ -93,4 +93,5 @@ def track(items: Iterable[T], label: str, total: int, unit: str) -> Iterator[T]:
 
 def say(message: str) -> None:
     """A line for the person at the terminal: stderr, so that stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()

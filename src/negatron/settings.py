@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,15 +38,21 @@ class Settings(BaseModel):
     @classmethod
     def checked(cls, values: Mapping[str, Any], *, place: str = "settings") -> Self:
         """The settings made from `values`; a validation error becomes one SettingError in plain words."""
-        lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for key, value in lists_as_tuples.items():
-            known = cls.model_fields.get(key)
-            if known is not None and known.annotation is float and type(value) is int:
-                lists_as_tuples[key] = float(value)
         try:
-            return cls(**lists_as_tuples)
+            return cls(**{key: cls._as_python(key, value) for key, value in values.items()})
         except ValidationError as error:
             raise SettingError("; ".join(in_words(cls, place, e) for e in error.errors())) from None
+
+    @classmethod
+    def _as_python(cls, key: str, value: Any) -> Any:
+        """TOML has no tuple and no null, and writes 1 for 1.0: they become a tuple, None ("off") and a float where the field says so."""
+        known = cls.model_fields.get(key)
+        kinds = () if known is None else (known.annotation, *get_args(known.annotation))
+        if isinstance(value, list):
+            return tuple(value)
+        if value == "off" and type(None) in kinds:
+            return None
+        return float(value) if type(value) is int and float in kinds and int not in kinds else value
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values, for a manifest."""

@@ -42,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -95,7 +95,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
     if not folder.is_dir():
         raise DataError("no such folder", folder)
     if not path.is_file():
-        raise DataError(f"no {MANIFEST} in it, so it was not written by negatron or is not finished; give a folder that a verb wrote", folder)
+        raise DataError(
+            f"no {MANIFEST} in it, so it was not written by negatron or is not finished; give a folder that a verb wrote", folder
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(raw["kind"], raw["fingerprint"], raw["inputs"], raw["files"], raw["facts"])

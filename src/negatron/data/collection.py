@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from negatron.errors import SettingError, nearest
-from negatron.identity import fingerprint, fingerprint_texts
+from negatron.identity import fingerprint, fingerprint_texts, same_words
 from negatron.types import Document, Judgement, NegativeRequest, Query
 
+HELD_OUT = ("test", "dev")
+"""Splits whose queries training must not see."""
 
-def same_words(text: str) -> str:
-    """The form in which two texts count as the same: case folded, runs of white space as one space.
 
-    >>> same_words(" What  is DNA?") == same_words("what is dna?")
-    True
-    """
-    return " ".join(text.casefold().split())
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Training pairs, and how many queries were left out because a held-out split asks the same."""
+
+    pairs: tuple[tuple[Query, Document], ...]
+    dropped_queries: int
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,26 @@ class Collection:
         """The texts of a split's queries, in the form in which two texts count as the same."""
         return frozenset(same_words(self.queries[row.query_id].text) for row in self.split(split))
 
-    def overlapping(self, split: str, others: Iterator[str] | tuple[str, ...]) -> frozenset[str]:
+    def overlapping(self, split: str, others: tuple[str, ...]) -> frozenset[str]:
         """Ids of the queries of `split` whose text is a query of another split: training must not see them."""
         seen = frozenset().union(*(self.query_texts(other) for other in others if other in self.judgements and other != split))
         return frozenset(row.query_id for row in self.split(split) if same_words(self.queries[row.query_id].text) in seen)
 
-    def requests(self, split: str, held_out: tuple[str, ...] = ("test", "dev")) -> tuple[list[NegativeRequest], int]:
-        """The split's queries with their known positives, and how many queries were left out because a held-out split asks the same."""
-        positives = self.positives(split)
+    def pairs(self, split: str, *, limit: int | None = None, held_out: tuple[str, ...] = HELD_OUT) -> Pairs:
+        """The (query, positive) pairs of a split: one for each judgement with grade > 0.
+
+        Queries that a held-out split asks too are left out and counted. `limit` takes that many pairs by a hash of their ids, so that
+        the pairs of a smaller limit are among those of a larger one.
+        """
         barred = self.overlapping(split, held_out)
-        kept = [NegativeRequest(self.queries[q], found) for q, found in positives.items() if q not in barred]
-        return kept, len(positives) - len(kept)
+        rows = list(dict.fromkeys((row.query_id, row.document_id) for row in self.split(split) if row.grade > 0))
+        kept = [row for row in rows if row[0] not in barred]
+        if limit is not None and limit < len(kept):
+            kept = sorted(sorted(kept, key=lambda row: hashlib.sha256(f"{row[0]} {row[1]}".encode()).digest())[:limit])
+        return Pairs(tuple((self.queries[q], self.documents[d]) for q, d in kept), len({q for q, _ in rows} & barred))
+
+    def requests(self, split: str, *, limit: int | None = None, held_out: tuple[str, ...] = HELD_OUT) -> list[NegativeRequest]:
+        """The queries of `pairs`, each once, with *all* their known positives."""
+        positives = self.positives(split)
+        queries = dict.fromkeys(query for query, _ in self.pairs(split, limit=limit, held_out=held_out).pairs)
+        return [NegativeRequest(query, positives[query.id]) for query in queries]

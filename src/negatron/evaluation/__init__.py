@@ -1,0 +1,1 @@
+"""The evaluation room: measures of a run, evaluation folders, paired comparisons, the report."""

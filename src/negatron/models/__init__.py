@@ -1,0 +1,1 @@
+"""Models behind their seams: encoders, language models, indexes, and the vectors they make."""

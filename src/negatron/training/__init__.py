@@ -1,0 +1,1 @@
+"""Training: which neighbours, which loss, which route to its gradient, and the loop."""

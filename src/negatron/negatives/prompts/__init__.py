@@ -1,0 +1,1 @@
+"""Versioned prompts for language models, each with its parser."""

@@ -1,0 +1,121 @@
+"""The bi-encoder behind the Encoder seam: sentence-transformers does the work, this module gives it an identity.
+
+A vector depends on the weights, the modules and prompts around them, the length at which texts are cut and the precision; the
+fingerprint holds all of these, read from the *files* of the model's folder, so that a trained encoder gets a new name by itself.
+(Hashing the loaded parameters would not do: a folder without pooler weights gets new random ones at every load.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from negatron.errors import MissingExtra, NegatronError
+from negatron.identity import file_sha256, fingerprint
+from negatron.models.precision import autocast, choose_precision
+from negatron.seams import Float32Array
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+IDENTITY_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".py"})
+"""Files of a model folder that can change a vector: settings, weights, vocabularies, custom modules. Not cards and logs."""
+
+
+def local_folder(model: str | Path) -> Path:
+    """The folder of a model: a local one as it is, a Hugging Face name through the hub's own cache.
+
+    Raises NegatronError when there is neither.
+    """
+    if Path(model).is_dir():
+        return Path(model).resolve()
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "train") from error
+    try:
+        return Path(snapshot_download(str(model), ignore_patterns=["*.onnx", "*.h5", "*.msgpack", "openvino/*", "*.ot"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NegatronError(
+            f"{model} is no folder, and the Hugging Face hub does not give it ({reason}); "
+            "give the folder of a sentence-transformers model, or a name from `negatron models list`"
+        ) from error
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Fingerprint of the files of a model folder that can change a vector."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in IDENTITY_SUFFIXES and not p.name.startswith("."))
+    names = {p.relative_to(folder).as_posix(): file_sha256(p) for p in files if p.name not in ("manifest.json", "seconds.json")}
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise NegatronError(f"{folder} holds no weights (.safetensors or .bin); expected the folder of a sentence-transformers model")
+    return fingerprint(names)
+
+
+class SentenceEncoder:
+    """A SentenceTransformer as an Encoder.
+
+    Args:
+        model: folder, or name on the Hugging Face hub.
+        max_length: tokens at which a text is cut; None = the model's own.
+        precision: "auto", "fp32" or "bf16"; vectors are always returned in fp32, of unit length.
+        batch_size: texts encoded at a time; changes memory and speed, never (beyond rounding) a vector.
+
+    """
+
+    def __init__(
+        self, model: str | Path, *, max_length: int | None = None, precision: str = "auto", batch_size: int = 64, device: str | None = None
+    ) -> None:
+        self.folder = local_folder(model)
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self._device = device
+        self._precision = precision
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The loaded model, in evaluation mode."""
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingExtra("sentence_transformers", "train") from error
+        model = SentenceTransformer(str(self.folder), device=self._device)
+        if self.max_length is not None:
+            model.max_seq_length = self.max_length
+        return model.eval()
+
+    @cached_property
+    def precision(self) -> str:
+        """What vectors are computed in, "fp32" or "bf16", as chosen for this machine."""
+        return choose_precision(self._precision, self.model.device.type)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the model's files, the cut length and the precision."""
+        return fingerprint("encoder.v1", folder_fingerprint(self.folder), self.max_length, self.precision)
+
+    def encode_queries(self, texts: Sequence[str]) -> Float32Array:
+        """[n, D], unit length, with the model's query prompt."""
+        return self._encode(self.model.encode_query, texts)
+
+    def encode_documents(self, texts: Sequence[str]) -> Float32Array:
+        """[n, D], unit length, with the model's document prompt."""
+        return self._encode(self.model.encode_document, texts)
+
+    def _encode(self, encode: Any, texts: Sequence[str]) -> Float32Array:
+        if not texts:
+            return np.zeros((0, self.model.get_embedding_dimension()), np.float32)
+        with autocast(self.model.device.type, self.precision):
+            vectors = encode(list(texts), batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
+        return unit_length(vectors.float().cpu().numpy())
+
+
+def unit_length(vectors: Float32Array) -> Float32Array:
+    """[n, D] -> [n, D], each row divided by its length in fp32; a zero row stays zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)

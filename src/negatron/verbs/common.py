@@ -1,0 +1,149 @@
+"""What several verbs need: loading, places of results, versions, and the searchers of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from negatron.data import catalog as data_catalog
+from negatron.data.collection import Collection
+from negatron.errors import SettingError
+from negatron.identity import fingerprint
+from negatron.models import catalog as model_catalog
+from negatron.models.bm25 import BM25Searcher, BM25Settings
+from negatron.negatives.filters import FilterSettings
+from negatron.negatives.mining import SearchSource
+from negatron.seams import NegativeSource, Searcher
+from negatron.settings import Settings
+from negatron.wheels import cache_folder
+
+if TYPE_CHECKING:
+    from negatron.models.dense_index import DenseSearcher, EncoderScorer
+    from negatron.models.encoder import SentenceEncoder
+    from negatron.models.vectors import VectorStore
+
+Data = Collection | str | Path
+DEFAULT_MODEL = "minilm"
+SOURCES = ("bm25", "dense")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on, as far as installed."""
+    found = {}
+    for name in ("negatron", "torch", "transformers", "sentence-transformers", "bm25s", "faiss-cpu", "pytrec_eval-terrier", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load(data: Data) -> Collection:
+    """A data set: a Collection as it is, a BEIR folder, a catalogue name, or a Hugging Face data set."""
+    return data if isinstance(data, Collection) else data_catalog.load(data)
+
+
+def place(out: Path | str | None, kind: str, inputs: Mapping[str, Any]) -> Path:
+    """Where a result goes: `out`, or a folder of the cache named by its inputs."""
+    return Path(out) if out is not None else cache_folder() / "results" / f"{kind}-{fingerprint(inputs)}"
+
+
+def vector_store() -> VectorStore:
+    """The store of encoded texts in the cache."""
+    from negatron.models.vectors import VectorStore
+
+    return VectorStore(cache_folder() / "vectors")
+
+
+class EncodingSettings(Settings):
+    """How texts become vectors."""
+
+    max_length: int | None = Field(None, ge=8)
+    """Tokens at which a text is cut; "off" = the model's own length."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What vectors are computed in; scores are always fp32."""
+
+
+class MiningSettings(EncodingSettings, FilterSettings):
+    """Settings of `mine`."""
+
+    negatives: int = Field(5, ge=1)
+    """Negatives kept per query; other candidates stay on file."""
+    depth: int = Field(50, ge=1)
+    """Candidates per query and source, known positives not counted."""
+    choice: Literal["top", "random"] = "top"
+    """Which of the candidates no filter rejects: the best of each source in turn, or any."""
+    pairs: int | None = Field(None, ge=1)
+    """Training pairs to mine for, taken by a hash of their ids; "off" = all."""
+    bm25_k1: float = Field(0.9, ge=0)
+    """How slowly a word's weight saturates with its count."""
+    bm25_b: float = Field(0.4, ge=0, le=1)
+    """How much long documents are held back, 0..1."""
+    bm25_language: str = "auto"
+    """auto, en, zh, plain, or a Snowball language by its English name."""
+
+    @property
+    def bm25(self) -> BM25Settings:
+        """The settings of the lexical index."""
+        return BM25Settings(k1=self.bm25_k1, b=self.bm25_b, language=self.bm25_language)
+
+
+@dataclass
+class Workshop:
+    """The searchers of one data set, made when first asked for, shared by the verbs that run in one process."""
+
+    collection: Collection
+    model: str
+    max_length: int | None
+    precision: str
+    bm25_settings: BM25Settings
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The bi-encoder."""
+        from negatron.models.encoder import SentenceEncoder
+
+        return SentenceEncoder(model_catalog.resolve_model(self.model), max_length=self.max_length, precision=self.precision)
+
+    @cached_property
+    def dense(self) -> DenseSearcher:
+        """Exact search over the encoder's vectors."""
+        from negatron.models.dense_index import DenseSearcher
+
+        documents = list(self.collection.documents.values())
+        return DenseSearcher(self.encoder, documents, vector_store(), self.collection.corpus_fingerprint)
+
+    @cached_property
+    def bm25(self) -> BM25Searcher:
+        """Lexical search."""
+        return BM25Searcher(list(self.collection.documents.values()), self.collection.corpus_fingerprint, self.bm25_settings)
+
+    @cached_property
+    def teacher(self) -> EncoderScorer:
+        """The bi-encoder as a scorer of pairs."""
+        from negatron.models.dense_index import EncoderScorer
+
+        return EncoderScorer(self.encoder, vector_store(), self.dense)
+
+    def searcher(self, name: str) -> Searcher:
+        """The searcher called "bm25" or "dense"."""
+        if name not in SOURCES:
+            raise SettingError(f"there is no source {name!r}; known: {', '.join(SOURCES)}")
+        return self.bm25 if name == "bm25" else self.dense
+
+    def source(self, name: str) -> NegativeSource:
+        """The searcher of that name as a source of negatives."""
+        return SearchSource(name, self.searcher(name), self.collection.documents)
+
+
+def workshop(collection: Collection, model: str | Path, settings: EncodingSettings, bm25: BM25Settings | None = None) -> Workshop:
+    """The searchers of a data set under the settings."""
+    return Workshop(collection, str(model), settings.max_length, settings.precision, bm25 or BM25Settings())
+
+

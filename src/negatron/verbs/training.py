@@ -1,0 +1,155 @@
+"""The verb that trains."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from negatron import store
+from negatron.data.collection import Collection
+from negatron.errors import MissingExtra, NegatronError
+from negatron.identity import fingerprint, same_words
+from negatron.models import catalog as model_catalog
+from negatron.models.encoder import SentenceEncoder, folder_fingerprint, local_folder
+from negatron.models.precision import autocast
+from negatron.negatives.records import Negatives
+from negatron.progress import say
+from negatron.types import JudgedQuery, Negative, TrainingExample
+from negatron.verbs.common import DEFAULT_MODEL, Data, MiningSettings, load, place, versions
+from negatron.verbs.negatives import mine
+
+if TYPE_CHECKING:
+    from negatron.training.trainer import TrainingSettings
+
+KIND = "model"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model's folder, which plain `SentenceTransformer(path)` loads."""
+
+    path: Path
+    manifest: store.Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the folder's contents."""
+        return self.manifest.fingerprint
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Counts of the training: pairs, negatives, texts cut, steps, losses."""
+        return dict(self.manifest.facts)
+
+    def __str__(self) -> str:
+        facts = self.facts
+        return (
+            f"trained on {facts['pairs']:,} pairs, {facts['most_negatives']} negatives each at most, {facts['steps']:,} steps, "
+            f"last loss {facts['last_loss']:.4f}\n  SentenceTransformer({str(self.path)!r})"
+        )
+
+
+def examples_of(
+    collection: Collection, split: str, negatives: Iterable[JudgedQuery] | None, *, limit: int | None = None
+) -> tuple[list[TrainingExample], dict[str, int]]:
+    """Training examples of a split's pairs with the kept negatives of their queries, and counts of what is missing.
+
+    No known positive of a query, nor a copy of one, can be among its negatives, whoever wrote the file: raises NegatronError.
+    """
+    pairs = collection.pairs(split, limit=limit)
+    positives = collection.positives(split)
+    stored = {item.query.id: item for item in negatives} if negatives is not None else {}
+    examples = []
+    for query, positive in pairs.pairs:
+        own = kept_negatives(stored[query.id]) if query.id in stored else ()
+        known = frozenset(document.content for document in positives[query.id])
+        folded = {same_words(content) for content in known}
+        if clash := [n.document.id for n in own if same_words(n.document.content) in folded]:
+            raise NegatronError(
+                f"the negatives of query {query.id} hold {clash[0]}, a known positive of it or a copy; mine or filter them again for this data set"
+            )
+        examples.append(TrainingExample(query, positive, own, known))
+    counts = Counter(len(example.negatives) for example in examples)
+    most = max(counts, default=0)
+    facts = {
+        "pairs": len(examples),
+        "dropped_queries": pairs.dropped_queries,
+        "most_negatives": most,
+        "pairs_with_fewer_negatives": sum(count for n, count in counts.items() if n < most),
+        "pairs_without_negatives": counts[0] if most else 0,
+    }
+    return examples, facts
+
+
+def kept_negatives(item: JudgedQuery) -> tuple[Negative, ...]:
+    """The negatives of a stored query: what every verdict keeps."""
+    return tuple(Negative(j.candidate.document, j.candidate.origins) for j in item.judged if j.kept)
+
+
+def train(
+    data: Data,
+    negatives: Negatives | Path | str | None = "mine",
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    split: str = "train",
+    out: Path | str | None = None,
+    settings: TrainingSettings | None = None,
+    pairs: int | None = None,
+    dev_split: str | None = None,
+) -> Trained:
+    """A bi-encoder fine-tuned on the pairs of a split with the given negatives.
+
+    `negatives` is a folder of ours, None for in-batch negatives only, or "mine" for the default recipe: three hard negatives a query
+    from BM25 and from the model itself. `pairs` limits the training pairs; `dev_split` is measured during training, against its own
+    documents only, for the learning curve.
+    """
+    try:
+        from negatron.training import trainer
+    except ImportError as error:
+        raise MissingExtra(str(error.name), "train") from error
+    settings = settings or trainer.TrainingSettings()
+    collection = load(data)
+    folder = local_folder(model_catalog.resolve_model(str(model)))
+    if negatives == "mine":
+        recipe = MiningSettings(negatives=3, max_length=settings.max_length, pairs=pairs)
+        negatives = mine(collection, model=model, split=split, settings=recipe, seed=settings.seed)
+    source = Negatives.open(negatives) if isinstance(negatives, str | Path) else negatives
+    inputs = {
+        "data": collection.fingerprint,
+        "split": split,
+        "negatives": source.fingerprint if source is not None else None,
+        "model": folder_fingerprint(folder),
+        "settings": settings.as_json(),
+        "pairs": pairs,
+        "dev_split": dev_split,
+    }
+    with store.begin(place(out, KIND, inputs), kind=KIND, inputs=inputs) as work:
+        if work.finished is None:
+            examples, facts = examples_of(collection, split, source, limit=pairs)
+            tell(facts, split)
+            measure = dev_measure(collection, dev_split, settings, work.path / "dev") if dev_split else None
+            result = trainer.train(folder, examples, settings, work.path, autocast=autocast, evaluate=measure)
+            for entry in sorted(result.model.iterdir()):
+                entry.rename(work.path / entry.name)
+            result.model.rmdir()
+            shutil.rmtree(work.path / "checkpoints", ignore_errors=True)
+            shutil.rmtree(work.path / "dev", ignore_errors=True)
+            work.finish(**facts, **result.facts(), base_model=str(model), data=collection.name, versions=versions())
+        return Trained(work.out, store.read_manifest(work.out, KIND))
+
+
+def tell(facts: dict[str, int], split: str) -> None:
+    """What was left out of training, aloud."""
+    if facts["dropped_queries"]:
+        say(f"{facts['dropped_queries']:,} queries of {split} are left out: a held-out split asks the same")
+    if facts["pairs_with_fewer_negatives"]:
+        say(
+            f"{facts['pairs_with_fewer_negatives']:,} of {facts['pairs']:,} pairs have fewer than {facts['most_negatives']} negatives, "
+            f"{facts['pairs_without_negatives']:,} none: the filters left no more"
+        )
