@@ -46,7 +46,12 @@ def verdict(entry: dict[str, str]) -> tuple[dict[str, str], str]:
     broken = run(entry, mutate=True)
     if broken.returncode == 1:
         return entry, "red"
-    return entry, "GREEN" if broken.returncode == 0 else f"NOT RUN (pytest ended with {broken.returncode}): {broken.stdout[-300:]}{broken.stderr[-300:]}"
+    return (
+        entry,
+        "GREEN"
+        if broken.returncode == 0
+        else f"NOT RUN (pytest ended with {broken.returncode}): {broken.stdout[-300:]}{broken.stderr[-300:]}",
+    )
 
 
 def main() -> None:

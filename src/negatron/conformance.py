@@ -72,7 +72,9 @@ def check_searcher(searcher: Searcher, queries: Sequence[Query], k: int) -> None
         assert keys == sorted(keys), f"query {query.id}: not ordered by score, then document id"
         assert len({hit.document_id for hit in hits}) == len(hits), f"query {query.id}: a document occurs twice"
         alone = next(iter(searcher.search([query], k)))
-        assert [h.document_id for h in alone] == [h.document_id for h in hits], f"query {query.id} alone gets other documents than in company"
+        assert [h.document_id for h in alone] == [h.document_id for h in hits], (
+            f"query {query.id} alone gets other documents than in company"
+        )
 
 
 def check_source(source: NegativeSource, requests: Sequence[NegativeRequest], per_query: int) -> None:

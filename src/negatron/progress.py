@@ -63,7 +63,7 @@ class Meter:
         now = time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, status=self.status())
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last_line = now
             say(f"{self.label}: {self.status()}")
 

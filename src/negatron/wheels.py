@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -85,7 +84,8 @@ def fetch_wheel(name: str, version: str, sha256: str, *, only: Route | None = No
             if (said := download_from_pypi(name, version, sha256, place, index)) is None:
                 return place
             refused.append(f"{index}: {said}")
-    raise NegatronError(f"{name} {version} could not be fetched ({'; '.join(refused)}); check the network or the settings of pip and run again")
+    reasons = "; ".join(refused)
+    raise NegatronError(f"{name} {version} could not be fetched ({reasons}); check the network or the settings of pip and run again")
 
 
 def is_recorded(place: Path, sha256: str) -> bool:
@@ -170,6 +170,21 @@ def download(url: str, target: Path, label: str) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 meter.advance(1)
+
+
+def fetch_file(url: str, name: str, sha256: str) -> Path:
+    """A single file by its address and checksum, kept in the cache under its name. Raises as `fetch_wheel` does."""
+    place = cache_folder() / "files" / sha256[:16] / name
+    with one_at_a_time(str(place)):
+        if not is_recorded(place, sha256):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with tempfile.TemporaryDirectory(prefix=".file-", dir=place.parent) as folder:
+                    download(url, Path(folder) / "file", f"fetch {name}")
+                    accept(Path(folder) / "file", place, url, sha256)
+            except OSError as error:
+                raise NegatronError(f"{url} could not be fetched ({getattr(error, 'reason', '') or error})") from error
+    return place
 
 
 def unpack(wheel: Path, members: str | Sequence[str], target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The BEIR folder: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`. One pass reads it for everybody.
+r"""The BEIR folder: `corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`. One pass reads it for everybody.
 
 `scan` walks the three kinds of file once, hands each whole record to a visitor and every damage to `Findings`. `read_beir` is a visitor
 that keeps the records and refuses when there is a damage; `check` (data.check) is a visitor that counts. So what one accepts, the
@@ -45,7 +45,9 @@ class Visitor(Protocol):
 def scan(folder: Path, visitor: Visitor, findings: Findings) -> None:
     """Reads the whole folder once; every record that is whole goes to the visitor, every damage to the findings."""
     if not folder.is_dir():
-        findings.damage(folder, None, "no such folder" if not folder.exists() else f"a file, expected a folder with {CORPUS}, {QUERIES} and {QRELS}/")
+        findings.damage(
+            folder, None, "no such folder" if not folder.exists() else f"a file, expected a folder with {CORPUS}, {QUERIES} and {QRELS}/"
+        )
         return
     documents: dict[str, int] = {}
     for number, value in records(folder / CORPUS, documents, findings, "documents"):

@@ -66,10 +66,7 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """The catalogue, by name."""
     table = read_toml(Path(__file__).with_name("catalog.toml"))
-    return {
-        name: Entry(name, **{key: tuple(Wheel(**wheel) for wheel in value) if key == "wheels" else value for key, value in row.items()})
-        for name, row in table.items()
-    }
+    return {name: Entry(name=name, **(row | {"wheels": tuple(Wheel(**w) for w in row.get("wheels", ()))})) for name, row in table.items()}
 
 
 def names() -> list[str]:

@@ -22,8 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from negatron.data.collection import Collection, same_words
+from negatron.data.collection import Collection
 from negatron.errors import DataError
+from negatron.identity import same_words
 from negatron.types import Document, Judgement, Query
 
 NAME = "code-search"
@@ -114,7 +115,12 @@ def functions_in(body: Iterable[ast.AST], prefix: str = "") -> Iterator[tuple[st
 def docstring_of(function: Function) -> ast.Constant | None:
     """The docstring's node; None where there is none, or nothing after it."""
     first = function.body[0]
-    if len(function.body) > 1 and isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        len(function.body) > 1
+        and isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         return first.value
     return None
 

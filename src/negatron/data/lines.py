@@ -1,7 +1,7 @@
-"""Text files read line by line, with every damage kept together with its file and line.
+r"""Text files read line by line, with every damage kept together with its file and line.
 
 `lines_of` gives (line number, text) and reports to a `Findings` what is no UTF-8 text; `objects_of` goes on to JSON objects.
-Lines end at "\\n" alone: other characters that Python counts as line ends may stand inside a text. A carriage return before it
+Lines end at "\n" alone: other characters that Python counts as line ends may stand inside a text. A carriage return before it
 and a byte order mark are accepted and noted. What it does not know: which keys a line should have.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from negatron.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BINARY_KINDS = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
 HEAD = 4096
 """Bytes looked at to tell a binary file from a text with a damaged line."""
 
@@ -103,7 +104,8 @@ def lines_of(path: Path, findings: Findings) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, raw.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    findings.damage(path, number, f"not UTF-8 at column {error.start + 1} (byte 0x{raw[error.start]:02x}); convert it to UTF-8")
+                    place = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+                    findings.damage(path, number, f"not UTF-8 ({place}); convert the file to UTF-8")
 
 
 def objects_of(path: Path, findings: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,10 +128,9 @@ def describe(value: object) -> str:
     >>> describe(3), describe(["a"])
     ('a number (3)', 'a list (["a"])')
     """
-    kinds: Mapping[type, str] = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    return "null" if value is None else f"{kinds.get(type(value), type(value).__name__)} ({shown})"
+    return "null" if value is None else f"{KINDS.get(type(value), type(value).__name__)} ({shown})"
 
 
 def unwritable(text: str) -> bool:

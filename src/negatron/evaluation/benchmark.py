@@ -31,7 +31,6 @@ import numpy as np
 from negatron.errors import DataError, SettingError, nearest
 from negatron.evaluation.measures import DEFAULT_MEASURES, Grades, Measure, Run, judged_queries, mean_over_judged, measure, ranked
 from negatron.identity import fingerprint
-from negatron.progress import track
 from negatron.seams import Searcher
 from negatron.store import write_json, writing
 from negatron.types import Query, ScoredDocument
@@ -138,8 +137,7 @@ def search_run(
         if query_id not in queries:
             raise DataError(f"the judgements name query {query_id!r}, which is not among the {len(queries):,} queries")
     asked = [queries[query_id] for query_id in judged]
-    answers = track(searcher.search(asked, depth), "search", len(asked), "queries")
-    return {query.id: tuple(found) for query, found in zip(asked, answers, strict=True)}
+    return {query.id: tuple(found) for query, found in zip(asked, searcher.search(asked, depth), strict=True)}
 
 
 def evaluate(

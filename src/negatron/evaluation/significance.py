@@ -103,9 +103,9 @@ class Comparison:
         if not self.visible:
             numbers = f"B - A = {self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
             return f"No visible difference between A = {self.name_a} and B = {self.name_b} on {self.measure}: {numbers}, {ending}"
-        if self.difference > 0:
-            return f"{self.name_b} is better than {self.name_a} on {self.measure} by {self.difference:.4f} [{self.low:.4f}, {self.high:.4f}], {ending}"
-        return f"{self.name_a} is better than {self.name_b} on {self.measure} by {-self.difference:.4f} [{-self.high:.4f}, {-self.low:.4f}], {ending}"
+        better, worse = (self.name_b, self.name_a) if self.difference > 0 else (self.name_a, self.name_b)
+        low, high = (self.low, self.high) if self.difference > 0 else (-self.high, -self.low)
+        return f"{better} is better than {worse} on {self.measure} by {abs(self.difference):.4f} [{low:.4f}, {high:.4f}], {ending}"
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values, with the sentence; `from_json` reads it again."""

@@ -82,8 +82,10 @@ class SentenceEncoder:
         """The loaded model, in evaluation mode."""
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra("sentence_transformers", "train") from error
+        disable_progress_bar()  # loading weights takes less than a second; our own meters show what takes long
         model = SentenceTransformer(str(self.folder), device=self._device)
         if self.max_length is not None:
             model.max_seq_length = self.max_length

@@ -1,4 +1,4 @@
-"""fp32 or bf16: which one a device is fast in, and the autocast context for it. Weights stay fp32; scores are made in fp32 by whoever scores.
+"""fp32 or bf16: which one a device is fast in, and the autocast context for it. Weights stay fp32; whoever scores does so in fp32.
 
 Measured for encoding MiniLM-sized models: CPUs with AMX are 3.6-3.8 times as fast in bf16 as in fp32, those with AVX512-BF16 alone
 1.3-1.8 times, all others slower than in fp32. Known by what the device says of itself, not by timing it, so that the same machine always
@@ -16,7 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def choose_precision(setting: str, device: str) -> str:
-    """"fp32" or "bf16": the setting itself, or for "auto" what `device` ("cpu", "cuda", "cuda:1" ...) is faster in.
+    """The setting itself, or for "auto" whichever of "fp32" and "bf16" `device` ("cpu", "cuda", "cuda:1" ...) is faster in.
 
     Raises SettingError for any other setting.
     """

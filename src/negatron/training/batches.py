@@ -32,7 +32,7 @@ def plan(query_texts: Sequence[str], batch_size: int, *, seed: int, epoch: int) 
     there are full batches never meets itself, and a more frequent one is spread evenly; `collate` masks what is left.
 
     >>> plan(["a", "A", "b", "c", "c"], 3, seed=1, epoch=0)
-    [(3, 1, 2), (4, 0)]
+    [(0, 4, 2), (1, 3)]
     """
     draw = stream(seed, "batches", epoch)
     shuffled = list(range(len(query_texts)))

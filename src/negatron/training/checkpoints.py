@@ -1,7 +1,7 @@
 """Where a stopped training goes on: `step-000120/` folders, each written whole or not at all, only the newest kept.
 
-A checkpoint holds the weights, the optimiser's state, and `state.json`: the steps done, the best evaluation so far, and the recipe, that is,
-all that the final weights depend on. The learning rate, the batches and dropout follow from the step's number and the seed, so no
+A checkpoint holds the weights, the optimiser's state, and `state.json`: the steps done, the best evaluation so far, and the recipe, that
+is, all that the final weights depend on. The learning rate, the batches and dropout follow from the step's number and the seed, so no
 schedule and no generator has a state to keep.
 
 What stays true: a folder with the final name is whole, since it got that name by one rename. A run killed at any moment finds the

@@ -85,7 +85,9 @@ def step(queries: Tower, documents: Tower, batch: Batch, loss: Loss, *, chunk_si
         for tower, (parts, rows) in zip((queries, documents), chunks, strict=True)
     ]
     mean = whole(sides, batch.targets, loss) if chunk_size is None else chunked(sides, batch.targets, loss, keep_graphs=keep_graphs)
-    lengths = [tower.length(text) for tower, (parts, _) in zip((queries, documents), chunks, strict=True) for part in parts for text in part]
+    lengths = [
+        tower.length(text) for tower, (parts, _) in zip((queries, documents), chunks, strict=True) for part in parts for text in part
+    ]
     return Step(mean, len(lengths), sum(lengths))
 
 
@@ -142,7 +144,7 @@ class RandomState:
     @classmethod
     def now(cls) -> RandomState:
         """The present state."""
-        return cls(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ())
+        return cls(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ())  # type: ignore[no-untyped-call]
 
     @contextmanager
     def replayed(self) -> Iterator[None]:

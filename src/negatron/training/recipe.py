@@ -14,38 +14,38 @@ from negatron.settings import Settings
 class TrainingSettings(Settings):
     """How a model is trained. The defaults are those of sentence-transformers' trainer where it has the setting too."""
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the examples."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     """Queries in one optimiser step; every other query's documents are negatives of a query. The last batch of an epoch may be smaller."""
-    chunk_size: int | None = Field(64, ge=1)
-    """Texts encoded at a time; none (`--set chunk_size=0` is refused) is written as a size no batch reaches. Changes memory and speed, not what is learnt."""
-    keep_graphs: int = Field(0, ge=0)
+    chunk_size: int = Field(default=64, ge=0)
+    """Texts encoded at a time; 0 = all of a batch in one graph. Changes memory and speed, not what is learnt (but for dropout's draws)."""
+    keep_graphs: int = Field(default=0, ge=0)
     """Chunks whose activations are kept between the two passes: each saves one forward pass of a chunk and costs its memory."""
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     """Highest learning rate, reached after the warm-up."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: `linear` falls to 0 at the last step, `constant` stays."""
-    warmup_share: float = Field(0.1, ge=0, lt=1)
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps, rounded up, over which the learning rate rises from 0."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay a step, times the learning rate; biases and layer norms are spared."""
-    gradient_clip: float = Field(1.0, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
     """Largest length of the whole gradient; longer ones are shortened to it. 0 = no limit."""
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
     """Cosines are divided by it before the softmax; smaller gives the hardest negatives more weight."""
-    max_length: int | None = Field(None, ge=4)
+    max_length: int | None = Field(default=None, ge=4)
     """Tokens at which a text is cut; none = the model's own limit. It is saved with the model."""
     in_batch_negatives: bool = True
     """Whether other queries' documents count as negatives. False: only the query's own negatives."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic inside the encoder; auto = bf16 where the device is faster in it. Weights and losses are fp32."""
-    seed: int = Field(13, ge=0)
+    seed: int = Field(default=13, ge=0)
     """Of the order of the examples and of dropout."""
-    checkpoint_seconds: float = Field(120.0, ge=0)
+    checkpoint_seconds: float = Field(default=120.0, ge=0)
     """Seconds between checkpoints; 0 = one after every step. Changes how much a stopped run repeats, not what is learnt."""
-    evaluate_every: int = Field(0, ge=0)
-    """Steps between evaluations, where there is something to evaluate on; 0 = at the end of each epoch. The last step is always evaluated."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between evaluations, where there is something to evaluate on; 0 = one epoch. The last step is always evaluated."""
     keep: Literal["last", "best"] = "last"
     """Which weights become the model: those after the last step, or those of the best evaluation."""
 

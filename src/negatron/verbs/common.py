@@ -145,5 +145,3 @@ class Workshop:
 def workshop(collection: Collection, model: str | Path, settings: EncodingSettings, bm25: BM25Settings | None = None) -> Workshop:
     """The searchers of a data set under the settings."""
     return Workshop(collection, str(model), settings.max_length, settings.precision, bm25 or BM25Settings())
-
-

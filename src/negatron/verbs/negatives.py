@@ -98,5 +98,3 @@ def filter_negatives(
             chosen = (select(item, settings.negatives, settings.choice, stream(seed, "select", item.query.id)) for item in again)
             work.finish(**{**source.manifest.facts, "summary": write_negatives(work.path, chosen).as_json(), "versions": versions()})
         return Negatives.open(work.out)
-
-

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from negatron import store
 from negatron.data.collection import Collection
 from negatron.errors import MissingExtra, NegatronError
-from negatron.identity import fingerprint, same_words
+from negatron.evaluation import benchmark
+from negatron.evaluation.measures import Measure
+from negatron.identity import same_words
 from negatron.models import catalog as model_catalog
-from negatron.models.encoder import SentenceEncoder, folder_fingerprint, local_folder
+from negatron.models.encoder import folder_fingerprint, local_folder, unit_length
 from negatron.models.precision import autocast
 from negatron.negatives.records import Negatives
 from negatron.progress import say
-from negatron.types import JudgedQuery, Negative, TrainingExample
+from negatron.types import JudgedQuery, Negative, ScoredDocument, TrainingExample
 from negatron.verbs.common import DEFAULT_MODEL, Data, MiningSettings, load, place, versions
+from negatron.verbs.evaluation import judged_corpus
 from negatron.verbs.negatives import mine
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from negatron.training.trainer import TrainingSettings
 
 KIND = "model"
@@ -72,7 +75,8 @@ def examples_of(
         folded = {same_words(content) for content in known}
         if clash := [n.document.id for n in own if same_words(n.document.content) in folded]:
             raise NegatronError(
-                f"the negatives of query {query.id} hold {clash[0]}, a known positive of it or a copy; mine or filter them again for this data set"
+                f"the negatives of query {query.id} hold {clash[0]}, a known positive of it or a copy; "
+                "mine or filter them again for this data set"
             )
         examples.append(TrainingExample(query, positive, own, known))
     counts = Counter(len(example.negatives) for example in examples)
@@ -133,13 +137,9 @@ def train(
         if work.finished is None:
             examples, facts = examples_of(collection, split, source, limit=pairs)
             tell(facts, split)
-            measure = dev_measure(collection, dev_split, settings, work.path / "dev") if dev_split else None
-            result = trainer.train(folder, examples, settings, work.path, autocast=autocast, evaluate=measure)
-            for entry in sorted(result.model.iterdir()):
-                entry.rename(work.path / entry.name)
-            result.model.rmdir()
-            shutil.rmtree(work.path / "checkpoints", ignore_errors=True)
-            shutil.rmtree(work.path / "dev", ignore_errors=True)
+            measure = dev_measure(collection, dev_split, settings.precision) if dev_split else None
+            result = trainer.train(folder, examples, settings, work.path / "training", autocast=autocast, evaluate=measure)
+            publish(result.model, work.path)
             work.finish(**facts, **result.facts(), base_model=str(model), data=collection.name, versions=versions())
         return Trained(work.out, store.read_manifest(work.out, KIND))
 
@@ -153,3 +153,42 @@ def tell(facts: dict[str, int], split: str) -> None:
             f"{facts['pairs_with_fewer_negatives']:,} of {facts['pairs']:,} pairs have fewer than {facts['most_negatives']} negatives, "
             f"{facts['pairs_without_negatives']:,} none: the filters left no more"
         )
+
+
+def publish(model: Path, folder: Path) -> None:
+    """Puts the saved model's files and the log where plain `SentenceTransformer(folder)` finds them; can be repeated after a stop."""
+    for entry in sorted(model.iterdir()):
+        target = folder / entry.name
+        if entry.is_dir():
+            shutil.copytree(entry, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(entry, target)
+    shutil.copyfile(model.parent / "log.jsonl", folder / "log.jsonl")
+    shutil.rmtree(model.parent)
+
+
+def dev_measure(collection: Collection, split: str, precision: str) -> Callable[[SentenceTransformer], float]:
+    """nDCG@10 of a model on a split's queries against the documents that the split judges: for learning curves, not for figures."""
+    small = judged_corpus(collection, split)
+    grades = small.graded(split)
+    queries = [small.queries[query_id] for query_id in grades]
+    documents = sorted(small.documents.values(), key=lambda document: document.id)
+
+    def measured(model: SentenceTransformer) -> float:
+        with autocast(model.device.type, precision):
+            asked, read = (
+                unit_length(encode(texts, batch_size=64, convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy())
+                for encode, texts in (
+                    (model.encode_query, [query.text for query in queries]),
+                    (model.encode_document, [document.content for document in documents]),
+                )
+            )
+        scores = asked @ read.T
+        best = (-scores).argsort(axis=1, kind="stable")[:, :10]
+        run = {
+            query.id: [ScoredDocument(query.id, documents[column].id, float(scores[row, column])) for column in best[row]]
+            for row, query in enumerate(queries)
+        }
+        return benchmark.score_run(run, grades, [Measure("ndcg", 10)]).means[Measure("ndcg", 10)]
+
+    return measured
