@@ -37,9 +37,17 @@ SPLIT_ORDER = {"train": 0, "dev": 1, "validation": 2, "test": 3}
 class Visitor(Protocol):
     """Whoever takes the whole records of a folder, in the order of the files: documents, queries, judgements by split."""
 
-    def document(self, document: Document) -> None: ...
-    def query(self, query: Query) -> None: ...
-    def judgement(self, split: str, judgement: Judgement) -> None: ...
+    def document(self, document: Document) -> None:
+        """Takes a document."""
+        ...
+
+    def query(self, query: Query) -> None:
+        """Takes a query."""
+        ...
+
+    def judgement(self, split: str, judgement: Judgement) -> None:
+        """Takes a judgement of known ids."""
+        ...
 
 
 def scan(folder: Path, visitor: Visitor, findings: Findings) -> None:
@@ -263,7 +271,7 @@ def checked_json(value: Mapping[str, Any], name: str) -> str:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Writes lines as UTF-8 with "\\n" as their end, whole or not at all; gives their number."""
+    """Writes lines as UTF-8, each ended by a line feed, whole or not at all; gives their number."""
     count = 0
     with store.writing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
         for line in lines:

@@ -104,9 +104,7 @@ class Builder:
         judged = tuple(self.judged_query(query, found, positives.get(query, {}), source) for query, found in self.negatives.items())
         return Imported(collection, judged)
 
-    def judged_query(
-        self, query: str, found: Mapping[str, float | None], positives: Mapping[str, None], source: str
-    ) -> JudgedQuery:
+    def judged_query(self, query: str, found: Mapping[str, float | None], positives: Mapping[str, None], source: str) -> JudgedQuery:
         """One query with its negatives, in the order of the file, each with rank and the source "imported"."""
         known = tuple(Positive(self.documents[document], self.positive_scores.get((query, document))) for document in positives)
         contents = {same_words(positive.document.content) for positive in known}

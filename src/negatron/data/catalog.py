@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One data set of the catalogue. `judgements` maps a split to its rows with a grade above 0; `fingerprint` is "" where none is known."""
+    """One data set of the catalogue. `judgements`: split -> rows with a grade above 0; `fingerprint`: "" where none is known."""
 
     name: str
     about: str
     language: str
     licence: str
     documents: int
-    judgements: Mapping[str, int]
+    judgements: Mapping[str, int] = field(default_factory=dict)
     maker: str = ""
     wheels: tuple[Wheel, ...] = ()
     hub: str = ""

@@ -126,9 +126,9 @@ def docstring_of(function: Function) -> ast.Constant | None:
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence of the first paragraph, white space made single.
+    r"""The first sentence of the first paragraph, white space made single.
 
-    >>> first_sentence(" Add two\\n    numbers. Slow.\\n \\n    See also: sub.")
+    >>> first_sentence(" Add two\n    numbers. Slow.\n \n    See also: sub.")
     'Add two numbers.'
     """
     paragraph: list[str] = []

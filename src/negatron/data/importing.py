@@ -81,7 +81,9 @@ def import_pairs(
     """
     path, out = Path(path), Path(out)
     if len(split_shares) != len(SPLITS) or min(split_shares) < 0 or abs(sum(split_shares) - 1) > 1e-6:
-        raise SettingError(f"split_shares = {split_shares}: expected three shares of train, dev and test that are not negative and add to 1")
+        raise SettingError(
+            f"split_shares = {split_shares}: expected three shares of train, dev and test that are not negative and add to 1"
+        )
     findings = Findings()
     table = read_table(path, findings)
     query_column = chosen(table, query_column, QUERY_COLUMNS, "query_column")

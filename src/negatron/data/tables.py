@@ -84,7 +84,9 @@ def delimited_rows(path: Path, reader: Any, columns: Sequence[str], findings: Fi
         if not cells:
             continue
         if len(cells) != len(columns):
-            findings.damage(path, line, f"{len(cells)} columns, expected {len(columns)} ({', '.join(columns)}); quote cells that hold separators")
+            findings.damage(
+                path, line, f"{len(cells)} columns, expected {len(columns)} ({', '.join(columns)}); quote cells that hold separators"
+            )
         else:
             yield line, dict(zip(columns, cells, strict=True))
 

@@ -159,6 +159,7 @@ def render(data: ReportData) -> str:
         best=best_values(data.arms),
         compared=[arm for arm in data.arms if arm.comparison is not None],
         outcome=outcome,
+        references=list(dict.fromkeys(arm.comparison.name_a for arm in data.arms if arm.comparison is not None)),
         sources=sorted({source for query in data.browser for candidate in query.candidates for source in candidate.sources}),
         figures=found,
         figures_json=Markup(script_safe(found)),
@@ -373,9 +374,7 @@ def differences_figure(arms: Sequence[Arm], measure: str) -> dict[str, Any]:
     ]
     dotted = {"color": "var(--muted)", "width": 1.5, "dash": "dot"}
     zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": dotted}
-    references = list(dict.fromkeys(c.name_a for _, c in compared))
-    to = references[0] if len(references) == 1 else "the reference in the table"
-    x = axis(f"difference in {measure} to {to}", tickformat="+.3~f", nticks=7)
+    x = axis(f"difference in {measure}", tickformat="+.3~f", nticks=6, tickangle=0)
     return {"data": traces, "layout": layout(90 + 46 * len(arms), xaxis=x, yaxis=rows_axis(arms), shapes=[*shapes, zero])}
 
 
@@ -417,7 +416,12 @@ def distribution_figure(one: ScoreDistribution) -> dict[str, Any]:
     return {"data": traces, "layout": layout(270, showlegend=True, **more)}
 
 
-POSITIVES_LINE = {"type": "scatter", "mode": "lines", "line": {"shape": "hvh", "color": "var(--positive)", "width": 2.5}, "connectgaps": False}
+POSITIVES_LINE = {
+    "type": "scatter",
+    "mode": "lines",
+    "line": {"shape": "hvh", "color": "var(--positive)", "width": 2.5},
+    "connectgaps": False,
+}
 
 
 def bars(name: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from negatron.errors import NegatronError, SettingError
 from negatron.identity import stream
@@ -46,25 +47,30 @@ WAITING_PER_REQUEST = 4
 """Replies per request in flight that may wait for whoever reads them, before no new request is begun."""
 
 
+MAX_TOKENS = "max_tokens"
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """In what a server differs from the protocol, as found out while asking it."""
 
     schema: bool = True
-    tokens_key: str = "max_tokens"
+    tokens_key: str = MAX_TOKENS
 
     def others(self, request: Request, message: str) -> tuple[Dialect, ...]:
         """What to try after a 400 with this message, most likely first."""
         found = []
-        if self.tokens_key == "max_tokens" and "max_completion_tokens" in message:
+        if self.tokens_key == MAX_TOKENS and "max_completion_tokens" in message:
             found.append(replace(self, tokens_key="max_completion_tokens"))
         if self.schema and request.schema:
             found.append(replace(self, schema=False))
         return tuple(found)
 
-    def difference(self, other: Dialect) -> str:
-        """In words, what `other` does that this one does not."""
-        return "takes no JSON schema, so replies are only parsed" if self.schema != other.schema else "wants max_completion_tokens"
+    def in_words(self) -> tuple[str, ...]:
+        """Each difference as a sentence about the server."""
+        schema = () if self.schema else ("takes no JSON schema, so replies follow one only by good will",)
+        tokens = () if self.tokens_key == MAX_TOKENS else (f"wants {self.tokens_key} in place of {MAX_TOKENS}",)
+        return schema + tokens
 
 
 def body(request: Request, model: str, dialect: Dialect = Dialect()) -> dict[str, Any]:  # noqa: B008 frozen
@@ -214,7 +220,14 @@ class EndpointModel:
         async with AsyncExitStack() as stack:
             clients = [
                 await stack.enter_async_context(
-                    openai.AsyncOpenAI(base_url=address, api_key=self._key, max_retries=0, timeout=self.timeout_s)
+                    openai.AsyncOpenAI(
+                        base_url=address,
+                        api_key=self._key,
+                        max_retries=0,
+                        timeout=self.timeout_s,
+                        # a proxy of the environment could never reach this machine's own loopback
+                        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(address) else None,
+                    )
                 )
                 for address in self.addresses
             ]
@@ -257,7 +270,7 @@ class EndpointModel:
         create: Any = client.chat.completions.with_raw_response.create
         try:
             raw = await create(**body(request, self.name, dialect), extra_body=self._extra)
-            return reply_from(request.id, json.loads(raw.text), self.name)
+            reply = reply_from(request.id, json.loads(raw.text), self.name)
         except openai.APITimeoutError:
             return Trouble(f"timeout after {self.timeout_s:g} s", 0.0)
         except openai.APIConnectionError as error:
@@ -266,6 +279,8 @@ class EndpointModel:
             return await self._after_status(client, request, dialect, error)
         except ValueError as error:
             return Trouble(f"unreadable reply: {error}", 0.0)
+        self._adopt(client, dialect)
+        return reply
 
     async def _after_status(
         self, client: openai.AsyncOpenAI, request: Request, dialect: Dialect, error: openai.APIStatusError
@@ -280,17 +295,27 @@ class EndpointModel:
             for other in dialect.others(request, message):
                 outcome = await self._try(client, request, other)
                 if isinstance(outcome, Reply):
-                    self._adopt(client, other)
                     return outcome
         return Trouble(f"HTTP {status}: {message}", None)
 
-    def _adopt(self, client: openai.AsyncOpenAI, other: Dialect) -> None:
-        """Speaks the other dialect from now on, and says so once."""
-        change = self.dialect.difference(other)
-        if other != self.dialect and change not in self.adaptations:
-            self.adaptations.append(change)
-            say(f"{client.base_url}: {change}")
-        self.dialect = other
+    def _adopt(self, client: openai.AsyncOpenAI, spoken: Dialect) -> None:
+        """Speaks from now on a dialect that the server understood, and says once in what it differs."""
+        for change in spoken.in_words():
+            if change not in self.adaptations:
+                self.adaptations.append(change)
+                say(f"{client.base_url}: the server {change}")
+        # joined, not replaced: an answer in the plain protocol that was under way meanwhile takes nothing back
+        tokens_key = spoken.tokens_key if spoken.tokens_key != MAX_TOKENS else self.dialect.tokens_key
+        self.dialect = Dialect(self.dialect.schema and spoken.schema, tokens_key)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is on this machine.
+
+    >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("https://api.example.org/v1")
+    (True, False)
+    """
+    return (urlsplit(address).hostname or "") in {"localhost", "127.0.0.1", "::1"}
 
 
 def advice(status: int, model: str) -> str:

@@ -201,6 +201,10 @@ class Negatives:
                 return item
         raise NegatronError(f"{self.path} has no query {query_id!r}; it holds {len(self):,} queries")
 
+    def as_json(self) -> dict[str, Any]:
+        """Place, fingerprint and facts, as JSON values."""
+        return {"folder": str(self.path), "fingerprint": self.fingerprint, **self.manifest.facts}
+
     def dataset(self) -> Dataset:
         """The candidates as a memory-mapped `datasets.Dataset`."""
         try:

@@ -122,8 +122,7 @@ def tower(
 
     def forward(features: dict[str, Any]) -> Tensor:
         on_device = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in features.items()}
-        # autocast begins and ends here, around one chunk: its cache of bf16 weights, made in a pass without gradients,
-        # would otherwise be used again in the pass with gradients, and cut the weights off from them
+        # autocast begins and ends with the chunk: so it is on in both passes of the chunked route, and off in loss and backward
         with autocast():
             vectors = model(on_device, task=task)["sentence_embedding"]
         if model.truncate_dim is not None:

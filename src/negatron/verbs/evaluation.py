@@ -17,7 +17,7 @@ from negatron.evaluation.benchmark import Evaluation
 from negatron.evaluation.measures import Measure
 from negatron.identity import file_sha256
 from negatron.models.bm25 import BM25Settings
-from negatron.types import Query, ScoredDocument
+from negatron.types import Document, Query, ScoredDocument
 from negatron.verbs.common import DEFAULT_MODEL, Data, EncodingSettings, Workshop, load, place, versions, workshop
 
 KIND = "evaluation"
@@ -134,3 +134,34 @@ def search(model: str | Path, data: Data, text: str, *, count: int = 10, setting
     ]
     found = runs[0] if len(runs) == 1 else benchmark.fuse(runs, depth=count)
     return list(found[query.id])
+
+
+def side_by_side(found: Mapping[str, Sequence[ScoredDocument]], documents: Mapping[str, Document], *, width: int = 140) -> str:
+    """The results of one or two models as a table; `+3` says how many places higher the second model ranks a document than the first."""
+    names = list(found)
+    column = (width - 4) // len(names) - 2
+    places = {name: {hit.document_id: place for place, hit in enumerate(hits, 1)} for name, hits in found.items()}
+    lines = ["    " + "  ".join(f"{name[-column:]:<{column}}" for name in names)]
+    for place in range(max(map(len, found.values()), default=0)):
+        cells = []
+        for name, hits in found.items():
+            if place >= len(hits):
+                cells.append(" " * column)
+                continue
+            hit = hits[place]
+            move = moved(place + 1, places[names[0]].get(hit.document_id)) if name != names[0] else ""
+            text = " ".join(documents[hit.document_id].content.split())
+            cells.append(f"{f'{hit.score:.3f} {move}{text}':<{column}.{column}}")
+        lines.append(f"{place + 1:>2}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def moved(place: int, before: int | None) -> str:
+    """`[+3] ` three places up, `[=] ` the same place, `[new] ` not among the first model's.
+
+    >>> moved(1, 4), moved(2, 2), moved(3, None)
+    ('[+3] ', '[=] ', '[new] ')
+    """
+    if before is None:
+        return "[new] "
+    return "[=] " if before == place else f"[{before - place:+d}] "
