@@ -144,7 +144,57 @@ def peer(folder: Path, arm: str, seed: int, limit: int | None, bf16: bool) -> di
 
 
 def ours(folder: Path, arm: str, seed: int, limit: int | None, bf16: bool) -> dict:
-    raise SystemExit("not built yet")
+    """The same arm by negatron's own verbs, default filters."""
+    import tempfile
+
+    from negatron.data.catalog import load
+    from negatron.training.recipe import TrainingSettings
+    from negatron.verbs.common import MiningSettings
+    from negatron.verbs.evaluation import EvaluationSettings
+    from negatron.verbs.evaluation import evaluate as evaluate_verb
+    from negatron.verbs.negatives import mine
+    from negatron.verbs.training import train
+
+    collection, precision = load(folder), "auto" if bf16 else "fp32"
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        model, pairs, mined = "minilm", 0, 0.0
+        if arm != "before":
+            settings = MiningSettings(negatives=NEGATIVES, max_length=LENGTH, pairs=limit, precision=precision)
+            found = mine(collection, sources=[arm], settings=settings, out=f"{work}/negatives") if arm != "none" else None
+            mined = time.monotonic() - began
+            recipe = TrainingSettings(
+                batch_size=BATCH, learning_rate=LEARNING_RATE, temperature=TEMPERATURE, warmup_share=WARMUP, max_length=LENGTH,
+                precision=precision, seed=seed,
+            )  # fmt: skip
+            trained = train(collection, found, settings=recipe, pairs=limit, out=f"{work}/model")
+            model, pairs = trained.path, trained.facts["pairs"]
+        trained_at = time.monotonic() - began
+        result = evaluate_verb(model, collection, settings=EvaluationSettings(max_length=LENGTH, precision=precision), out=f"{work}/scores")
+    seconds = {"mine": mined, "train": trained_at - mined, "evaluate": time.monotonic() - began - trained_at}
+    return {"pairs": pairs, "seconds": seconds, "per_query": dict(result.evaluation.of("ndcg@10"))}
+
+
+def compare(data: str, arms, seeds, as_json: bool) -> None:
+    """Arm by arm: ours - peer, seeds averaged per query before testing."""
+    from negatron.evaluation.benchmark import Evaluation
+    from negatron.evaluation.measures import Measure
+    from negatron.evaluation.significance import compare as test
+
+    rows = []
+    for arm in arms:
+        sides = []
+        for side in ("peer", "ours"):
+            paths = [RESULTS / f"{side}-{data}-{arm}-{seed}.json" for seed in seeds]
+            found = [json.loads(path.read_text()) for path in paths if path.exists()]
+            sides.append([Evaluation(f"{side} {arm}", data, "test", {Measure("ndcg", 10): r["per_query"]}) for r in found])
+        if all(sides):
+            result = test(sides[0], sides[1], "ndcg@10")
+            rows.append({"arm": arm, "seeds": [len(side) for side in sides], **result.as_json()})
+            print(f"{arm:<7} peer {result.mean_a:.4f}  ours {result.mean_b:.4f}  ours - peer {result.difference:+.4f} "
+                  f"[{result.low:+.4f}, {result.high:+.4f}]  p {result.p_value:.3f}  seeds {len(sides[0])}/{len(sides[1])}")  # fmt: skip
+    if as_json:
+        print(json.dumps({"data": data, "arms": rows}))
 
 
 def main() -> None:
@@ -160,6 +210,9 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder = Path(os.environ["NEGATRON_DATA"]) / options.data
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.side == "compare":
+        compare(options.data, options.arms, options.seeds, options.json)
+        return
     for arm in options.arms:
         for seed in options.seeds if arm != "before" else options.seeds[:1]:
             path = RESULTS / f"{options.side}-{options.data}-{arm}-{seed}.json"

@@ -18,10 +18,16 @@ models_app = typer.Typer(no_args_is_help=True, help="Models: list, fetch.")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A BEIR folder, a catalogue name (`negatron data list`) or a Hugging Face data set.")]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="A BEIR folder, a catalogue name (`negatron data list`) or a Hugging Face data set.")
+]
 NegativesArgument = Annotated[Path, typer.Argument(metavar="NEG", help="A negatives folder that one of these verbs wrote.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; by default into the cache, under its fingerprint.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated. `off` turns an optional one off.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; by default into the cache, under its fingerprint.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated. `off` turns an optional one off.")
+]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", metavar="FILE.toml", help="Settings from a file; --set wins over it.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -82,11 +88,15 @@ def synthesize(
     data: DataArgument,
     prompt: Annotated[str | None, typer.Option(help="A prompt by name, such as syneg.v1 or drg.v1, or a prompt file.")] = None,
     endpoint: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, or `embedded`.")] = "embedded",
-    llm: Annotated[str, typer.Option(help="The language model's name at the endpoint; for `embedded` a catalogue name or a .gguf file.")] = "smollm2-135m",
+    llm: Annotated[
+        str, typer.Option(help="The language model's name at the endpoint; for `embedded` a catalogue name or a .gguf file.")
+    ] = "smollm2-135m",
     per_query: Annotated[int | None, typer.Option(help="Negatives to write per query.")] = None,
     split: Split = "train",
     export_batch: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the requests as an OpenAI batch file and stop.")] = None,
-    import_batch: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the replies from a batch output file instead of asking.")] = None,
+    import_batch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the replies from a batch output file instead of asking.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count requests and tokens; ask nothing.")] = False,
     model: Model = "minilm",
     out: Out = None,
@@ -132,7 +142,9 @@ def filter_(
 @app.command()
 def mix(
     negatives: Annotated[list[Path], typer.Argument(metavar="NEG NEG2 ...", help="Negatives folders, mined and written ones.")],
-    ratio: Annotated[float | None, typer.Option(help="R = written : retrieved, in each example (instance) or over the queries (pool).")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="R = written : retrieved, in each example (instance) or over the queries (pool).")
+    ] = None,
     mode: Annotated[str | None, typer.Option(help="instance, pool or pure.")] = None,
     count: Annotated[int | None, typer.Option("--negatives", help="Negatives per query.")] = None,
     out: Out = None,
@@ -184,7 +196,9 @@ def explain(negatives: NegativesArgument, query_id: Annotated[str, typer.Argumen
 @app.command()
 def train(
     data: DataArgument,
-    negatives: Annotated[str, typer.Option(metavar="NEG", help="A negatives folder, `none` for in-batch negatives only, or `mine`.")] = "mine",
+    negatives: Annotated[
+        str, typer.Option(metavar="NEG", help="A negatives folder, `none` for in-batch negatives only, or `mine`.")
+    ] = "mine",
     model: Model = "minilm",
     split: Split = "train",
     pairs: Annotated[int | None, typer.Option(help="Train on this many pairs, chosen by a hash of their ids.")] = None,
@@ -262,9 +276,9 @@ def search(
 
     Example: negatron search model code-search "shortest path between two nodes" --beside minilm
     """
+    from negatron.verbs.common import EncodingSettings, load
     from negatron.verbs.evaluation import search as verb
     from negatron.verbs.evaluation import side_by_side
-    from negatron.verbs.common import EncodingSettings, load
 
     chosen, collection = EncodingSettings.read(None, set_ or []), load(data)
     names = [model, *([beside] if beside else [])]
@@ -276,7 +290,9 @@ def search(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of evaluation folders, such as demo/evaluations.")],
-    reference: Annotated[str | None, typer.Option(help="Name of the evaluation that the others are compared with; by default the first.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Name of the evaluation that the others are compared with; by default the first.")
+    ] = None,
     measure: Annotated[str, typer.Option(help="The measure put forward.")] = "ndcg@10",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="By default DIR/report.html.")] = None,
 ) -> None:
@@ -365,5 +381,3 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
-
-

@@ -58,7 +58,7 @@ def check_encoder(encoder: Encoder, texts: Sequence[str], tolerance: float = 1e-
         assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-3), "vectors are not of unit length"
         for row, text in enumerate(texts):
             assert np.abs(encode([text])[0] - together[row]).max() <= tolerance, f"{text!r} alone and in company give different vectors"
-    assert encoder.fingerprint == encoder.fingerprint, "the fingerprint changes between two looks"  # noqa: PLR0124
+    assert encoder.fingerprint == encoder.fingerprint, "the fingerprint changes between two looks"
 
 
 def check_searcher(searcher: Searcher, queries: Sequence[Query], k: int) -> None:

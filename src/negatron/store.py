@@ -29,8 +29,8 @@ from negatron.identity import file_sha256, fingerprint
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
 FORMAT = 1
-NOT_LISTED = frozenset({MANIFEST, INPUTS, "lock", "seconds.json"})
-"""Files that do not belong to the identity of a result. seconds.json differs from run to run."""
+NOT_LISTED = frozenset({MANIFEST, INPUTS, "lock", "seconds.json", "scores.json"})
+"""Files that do not belong to the identity of a result. The last two tell how long it took, which differs from run to run."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:

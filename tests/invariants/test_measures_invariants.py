@@ -11,7 +11,21 @@ import sys
 from negatron.evaluation.measures import Measure, mean_over_judged, measure
 from negatron.types import ScoredDocument
 
-NAMES = ["ndcg@10", "ndcg@5", "ndcg", "mrr@10", "mrr@3", "mrr", "recall@10", "recall@100", "precision@10", "map@10", "map", "success@1", "success@5"]
+NAMES = [
+    "ndcg@10",
+    "ndcg@5",
+    "ndcg",
+    "mrr@10",
+    "mrr@3",
+    "mrr",
+    "recall@10",
+    "recall@100",
+    "precision@10",
+    "map@10",
+    "map",
+    "success@1",
+    "success@5",
+]
 
 SCRIPT = """
 import json, sys
@@ -86,7 +100,9 @@ def test_leaving_queries_out_of_the_run_lowers_the_mean():
     grades = {f"q{n}": {"d": 1} for n in range(10)}
     run = {f"q{n}": [ScoredDocument(f"q{n}", "d", 1.0)] for n in range(5)}
     values = measure(run, grades, [Measure("ndcg", 10)])[Measure("ndcg", 10)]
+    assert values.keys() == grades.keys()
     assert mean_over_judged(values, list(grades)) == 0.5
+    assert mean_over_judged(dict.fromkeys(run, 1.0), list(grades)) == 0.5
 
 
 def test_measuring_works_without_torch_scipy_and_plotly():

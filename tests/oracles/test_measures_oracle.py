@@ -47,7 +47,9 @@ def random_case(seed: int) -> tuple[dict[str, list[ScoredDocument]], dict[str, d
         kind = draw.choice(["missing", "empty", "partial", "full", "full"])
         if kind != "missing":
             size = {"empty": 0, "partial": draw.randint(1, 5), "full": 30}[kind]
-            run[query] = [ScoredDocument(query, d, draw.choice([0.5, 1.0, 1.0 + 1e-9, 7.25, -3.0, draw.random()])) for d in draw.sample(pool, size)]
+            run[query] = [
+                ScoredDocument(query, d, draw.choice([0.5, 1.0, 1.0 + 1e-9, 7.25, -3.0, draw.random()])) for d in draw.sample(pool, size)
+            ]
     return run, grades
 
 

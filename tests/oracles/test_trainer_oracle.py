@@ -79,6 +79,5 @@ def test_the_trained_weights_are_those_of_sentence_transformers_trainer(without_
         return torch.cat([(weights[name].double() - start[name].double()).flatten() for name in sorted(start)])
 
     assert change(peer).norm() > 0.1, "nothing to compare: the peer learnt nothing"
-    # 16 % of the weights have a gradient near zero, whose sign AdamW makes a whole step of; both differ there by rounding
-    error = ((change(own) - change(peer)).norm() / change(peer).norm()).item(); print("ERR", error)
-    assert error < 1e-3
+    # measured: 1.4e-5, by rounding; AdamW makes a whole step of a gradient's sign, so what is near zero there moves most
+    assert ((change(own) - change(peer)).norm() / change(peer).norm()).item() < 2e-4

@@ -53,12 +53,13 @@ def test_a_smaller_temperature_gives_another_loss():
 
 
 def test_the_loss_is_in_fp32_also_under_autocast():
-    queries = torch.nn.functional.normalize(torch.randn(6, 32, generator=torch.manual_seed(0)), dim=1)
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.nn.functional.normalize(torch.randn(6, 32, generator=generator), dim=1) for _ in range(2))
     given = Targets(torch.arange(6), pairs([]), pairs([]))
-    plain = info_nce(queries, queries, given, temperature=0.02)
+    plain = info_nce(queries, documents, given, temperature=0.02)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (queries @ queries.T).dtype == torch.bfloat16, "autocast would round the cosines"
-        assert info_nce(queries, queries, given, temperature=0.02).item() == plain.item()
+        assert (queries @ documents.T).dtype == torch.bfloat16, "autocast would round the cosines"
+        assert info_nce(queries, documents, given, temperature=0.02).item() == plain.item()
 
 
 def test_a_query_that_excludes_its_own_positive_is_refused():

@@ -24,14 +24,22 @@ def test_a_measure_prints_as_it_parses(text):
     assert {Measure.parse(text): 1}[Measure.parse(text.upper())] == 1
 
 
-@pytest.mark.parametrize(("foreign", "ours"), [("hit@3", "success@3"), ("P@10", "precision@10"), ("R@100", "recall@100"), ("RR@10", "mrr@10")])
+@pytest.mark.parametrize(
+    ("foreign", "ours"), [("hit@3", "success@3"), ("P@10", "precision@10"), ("R@100", "recall@100"), ("RR@10", "mrr@10")]
+)
 def test_names_from_elsewhere_are_understood(foreign, ours):
     assert str(Measure.parse(foreign)) == ours
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("ndgc@10", "did you mean 'ndcg'"), ("recall", "recall@10"), ("ndcg@0", "at least one"), ("ndcg@ten", "not a measure"), ("", "not a measure")],
+    [
+        ("ndgc@10", "did you mean 'ndcg'"),
+        ("recall", "recall@10"),
+        ("ndcg@0", "at least one"),
+        ("ndcg@ten", "not a measure"),
+        ("", "not a measure"),
+    ],
 )
 def test_what_is_no_measure_is_refused_in_words(text, said):
     with pytest.raises(SettingError, match=said):
@@ -123,7 +131,11 @@ def test_scores_that_are_equal_in_float32_are_ties():
     assert close > 1.0
     run = run_of(q={"a": close, "b": 1.0})
     assert [document.document_id for document in ranked(run["q"])] == ["b", "a"]
-    assert measure(run, {"q": {"a": 1}}, [Measure("mrr", 10)])[MRR]["q"] == measure(run, {"q": {"a": 1}}, [Measure("mrr")])[Measure("mrr")]["q"] == 0.5
+    assert (
+        measure(run, {"q": {"a": 1}}, [Measure("mrr", 10)])[MRR]["q"]
+        == measure(run, {"q": {"a": 1}}, [Measure("mrr")])[Measure("mrr")]["q"]
+        == 0.5
+    )
 
 
 def test_ids_beyond_ascii_are_ordered_as_trec_eval_orders_their_bytes():

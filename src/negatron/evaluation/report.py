@@ -8,7 +8,8 @@ In: a `ReportData`, made of values that others measured. Out: one self-contained
 3. `render` fills `report.html.jinja` (every text escaped) and adds Plotly's script once.
 
 What stays true: nothing is fetched from anywhere, which the page's own Content-Security-Policy enforces, and no script runs but the ones
-written here (they are named there by their SHA-256); every number of a plot stands in a table too; nothing is told by colour alone.
+written here (they are named there by their SHA-256); every number of the comparison stands in a table too; nothing is told by colour
+alone.
 What it does not know: how any of the values came about.
 """
 

@@ -108,8 +108,8 @@ class BatchReplies:
             missing += reply is None
             if reply is None and missing == len(requests):
                 raise DataError(
-                    f"its {len(self._replies):,} replies answer none of the {len(requests):,} requests: it belongs to another prompt, model "
-                    "name, seed, setting or data set; give the ones it was exported with",
+                    f"its {len(self._replies):,} replies answer none of the {len(requests):,} requests: it belongs to another prompt, "
+                    "model name, seed, setting or data set; give the ones it was exported with",
                     self.path,
                 )
             found = reply or Reply("", "", self.name, error=f"batch: no reply in {self.path.name}")

@@ -76,8 +76,12 @@ def fetch_model(name: str) -> Path:
     """
     if name not in entries():
         raise SettingError(f"the catalogue has no model {name!r}{nearest(name, entries())}")
-    entry = entries()[name]
-    target = cache_folder() / "models" / name
+    return build(entries()[name])
+
+
+def build(entry: Entry) -> Path:
+    """The folder or file of an entry in the cache, made there the first time. Raises as `fetch_model`."""
+    name, target = entry.name, cache_folder() / "models" / entry.name
     if entry.make == "file":
         return fetch_one_file(entry, target)
     if entry.make == "unpack":

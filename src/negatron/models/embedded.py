@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +64,11 @@ class EmbeddedModel:
         """Engine, version and context: with the request, all that a text depends on. The number of servers is not part of it."""
         return f"xllamacpp {self.engine}, context {self.context}"
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the running servers, empty outside of the `with` block."""
+        return () if self._endpoint is None else self._endpoint.addresses
+
     def __enter__(self) -> Self:
         try:
             self._running = [start(self.path, self.context) for _ in range(self.servers)]
@@ -87,7 +93,14 @@ class EmbeddedModel:
         """Replies as they are done, at most one request a server at a time. Raises NegatronError outside of its `with` block."""
         if self._endpoint is None:
             raise NegatronError("the embedded model is not running: use it inside `with EmbeddedModel(...) as model:`")
-        yield from self._endpoint.complete(requests)
+        for reply in self._endpoint.complete(requests):
+            error = reply.error
+            if "exceeds the available context size" in error:
+                error = (
+                    f"too long: prompt and reply have {self.context} tokens in all; lower positive_words, or raise the context ({error})"
+                )
+            # the server reports the file's path as its model, which says nothing on another machine
+            yield replace(reply, model=self.name, error=error)
 
 
 def engine_version() -> str:

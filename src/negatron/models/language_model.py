@@ -73,7 +73,7 @@ class Dialect:
         return schema + tokens
 
 
-def body(request: Request, model: str, dialect: Dialect = Dialect()) -> dict[str, Any]:  # noqa: B008 frozen
+def body(request: Request, model: str, dialect: Dialect = Dialect()) -> dict[str, Any]:
     """The JSON body of a chat completion.
 
     >>> body(Request("r", (), schema='{"type": "object"}'), "m")["response_format"]["json_schema"]["schema"]

@@ -91,7 +91,7 @@ class Ledger:
         for start in range(0, len(keys), LOOKED_UP_AT_A_TIME):
             some = keys[start : start + LOOKED_UP_AT_A_TIME]
             rows = self._connection.execute(
-                "SELECT key, text, replied_model, prompt_tokens, completion_tokens FROM replies "  # noqa: S608 only question marks
+                "SELECT key, text, replied_model, prompt_tokens, completion_tokens FROM replies "
                 f"WHERE error = '' AND key IN ({','.join('?' * len(some))})",
                 some,
             )
@@ -157,18 +157,20 @@ class LedgeredModel:
         """What the ledger answers first, then what had to be asked; memory holds a key a request, no texts."""
         with Ledger(self.path) as ledger:
             open_rows: dict[str, list[int]] = {}
+            found = 0
             for start in range(0, len(requests), LOOKED_UP_AT_A_TIME):
                 some = requests[start : start + LOOKED_UP_AT_A_TIME]
                 keys = [request_key(request, self.name, self.kind) for request in some]
                 answers = ledger.answers(keys)
                 for row, (request, key) in enumerate(zip(some, keys, strict=True), start):
                     if key in answers:
-                        self.found += 1
+                        found += 1
                         yield replace(answers[key], request_id=request.id)
                     else:
                         open_rows.setdefault(key, []).append(row)
-            if self.found:
-                say(f"{self.name}: {self.found:,} of {len(requests):,} requests are answered in {self.path}")
+            self.found += found
+            if found:
+                say(f"{self.name}: {found:,} of {len(requests):,} requests are answered in {self.path}")
             yield from self._ask(ledger, requests, open_rows)
 
     def _ask(self, ledger: Ledger, requests: Sequence[Request], open_rows: dict[str, list[int]]) -> Iterator[Reply]:

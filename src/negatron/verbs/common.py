@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -47,6 +47,16 @@ def versions() -> dict[str, str]:
 def load(data: Data) -> Collection:
     """A data set: a Collection as it is, a BEIR folder, a catalogue name, or a Hugging Face data set."""
     return data if isinstance(data, Collection) else data_catalog.load(data)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def settings_of(kind: type[S], settings: S | None, changes: Mapping[str, Any]) -> S:
+    """The settings, changed by keywords. Raises SettingError for an unknown keyword."""
+    if not changes:
+        return settings or kind()
+    return kind.checked({**(settings.model_dump(exclude_unset=True) if settings is not None else {}), **changes}, place="keywords")
 
 
 def place(out: Path | str | None, kind: str, inputs: Mapping[str, Any]) -> Path:
@@ -130,6 +140,13 @@ class Workshop:
         from negatron.models.dense_index import EncoderScorer
 
         return EncoderScorer(self.encoder, vector_store(), self.dense)
+
+    @property
+    def text_teacher(self) -> EncoderScorer:
+        """The same for texts that are not of the corpus, which then need not be encoded."""
+        from negatron.models.dense_index import EncoderScorer
+
+        return EncoderScorer(self.encoder, vector_store())
 
     def searcher(self, name: str) -> Searcher:
         """The searcher called "bm25" or "dense"."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -18,7 +19,7 @@ from negatron.evaluation.measures import Measure
 from negatron.identity import file_sha256
 from negatron.models.bm25 import BM25Settings
 from negatron.types import Document, Query, ScoredDocument
-from negatron.verbs.common import DEFAULT_MODEL, Data, EncodingSettings, Workshop, load, place, versions, workshop
+from negatron.verbs.common import DEFAULT_MODEL, Data, EncodingSettings, Workshop, load, place, settings_of, versions, workshop
 
 KIND = "evaluation"
 Run = Mapping[str, Sequence[ScoredDocument]]
@@ -55,13 +56,14 @@ def evaluate(
     out: Path | str | None = None,
     settings: EvaluationSettings | None = None,
     name: str | None = None,
+    **changes: Any,
 ) -> Evaluated:
     """Measures of a model, or of a TREC run, on the judged queries of a split, by exact search over the whole corpus.
 
     `model` is an encoder, "bm25", several of these joined by "+" (reciprocal rank fusion), or the file of a run. `name` is what
     tables call it. Writes scores.json, run.trec and per_query.parquet.
     """
-    settings = settings or EvaluationSettings()
+    settings = settings_of(EvaluationSettings, settings, changes)
     collection = load(data)
     if settings.corpus_split is not None:
         collection = judged_corpus(collection, settings.corpus_split)
@@ -84,7 +86,7 @@ def evaluate(
 
 
 def kind_of(part: str) -> str:
-    """ "bm25" for itself, "dense" for any model."""
+    """The source that searches with it: "bm25" is itself, a model is "dense"."""
     return "bm25" if part == "bm25" else "dense"
 
 
@@ -142,17 +144,17 @@ def side_by_side(found: Mapping[str, Sequence[ScoredDocument]], documents: Mappi
     column = (width - 4) // len(names) - 2
     places = {name: {hit.document_id: place for place, hit in enumerate(hits, 1)} for name, hits in found.items()}
     lines = ["    " + "  ".join(f"{name[-column:]:<{column}}" for name in names)]
-    for place in range(max(map(len, found.values()), default=0)):
+    for row in range(max(map(len, found.values()), default=0)):
         cells = []
         for name, hits in found.items():
-            if place >= len(hits):
+            if row >= len(hits):
                 cells.append(" " * column)
                 continue
-            hit = hits[place]
-            move = moved(place + 1, places[names[0]].get(hit.document_id)) if name != names[0] else ""
+            hit = hits[row]
+            move = moved(row + 1, places[names[0]].get(hit.document_id)) if name != names[0] else ""
             text = " ".join(documents[hit.document_id].content.split())
             cells.append(f"{f'{hit.score:.3f} {move}{text}':<{column}.{column}}")
-        lines.append(f"{place + 1:>2}  " + "  ".join(cells))
+        lines.append(f"{row + 1:>2}  " + "  ".join(cells))
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,15 +11,36 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from negatron import store
+from negatron.data import formats
 from negatron.errors import SettingError
-from negatron.identity import stream
+from negatron.identity import file_sha256, fingerprint, stream
+from negatron.models import batch_files
+from negatron.models import catalog as model_catalog
+from negatron.models.language_model import EndpointModel
+from negatron.models.ledger import LedgeredModel
 from negatron.negatives.filters import FilterSettings, chain, judge, judge_again
 from negatron.negatives.mining import propose_all, scored, select
+from negatron.negatives.mixing import MixReport, MixSettings, together
+from negatron.negatives.mixing import mix as mix_queries
 from negatron.negatives.records import KIND as NEGATIVES
 from negatron.negatives.records import Negatives, write_negatives
+from negatron.negatives.synthesis import Estimate, SynthesisSettings, SyntheticSource, estimate, plan
 from negatron.progress import say
+from negatron.seams import LanguageModel
 from negatron.types import JudgedQuery, NegativeRequest, Origin, Verdict
-from negatron.verbs.common import DEFAULT_MODEL, SOURCES, Data, MiningSettings, load, place, versions, workshop
+from negatron.verbs.common import (
+    DEFAULT_MODEL,
+    SOURCES,
+    Data,
+    EncodingSettings,
+    MiningSettings,
+    load,
+    place,
+    settings_of,
+    versions,
+    workshop,
+)
+from negatron.wheels import cache_folder
 
 if TYPE_CHECKING:
     from negatron.models.dense_index import EncoderScorer
@@ -33,9 +55,10 @@ def mine(
     out: Path | str | None = None,
     settings: MiningSettings | None = None,
     seed: int = 0,
+    **changes: Any,
 ) -> Negatives:
     """Hard negatives of a split's queries from one or several sources, judged by the filters, the best kept, all on file."""
-    settings = settings or MiningSettings()
+    settings = settings_of(MiningSettings, settings, changes)
     collection = load(data)
     if not sources or len(set(sources)) != len(sources):
         raise SettingError(f"sources {list(sources)}: give each of {', '.join(SOURCES)} at most once, and at least one")
@@ -56,7 +79,9 @@ def mine(
             if dropped:
                 say(f"{dropped:,} queries of {split} are left out: a held-out split asks the same")
             candidates = propose_all([shop.source(name) for name in sorted(sources)], requests, settings.depth)
-            items = judged_and_chosen(requests, candidates, shop.teacher if with_model else None, settings, seed)
+            items = judged_and_chosen(
+                requests, candidates, shop.teacher if with_model else None, settings, settings.negatives, settings.choice, seed
+            )
             summary = write_negatives(work.path, items)
             facts = {"summary": summary.as_json(), "model": str(model), "dropped_queries": dropped, "versions": versions()}
             work.finish(**facts)
@@ -67,14 +92,16 @@ def judged_and_chosen(
     requests: Sequence[NegativeRequest],
     candidates: Sequence[Sequence[Any]],
     teacher: EncoderScorer | None,
-    settings: MiningSettings,
+    settings: FilterSettings,
+    count: int,
+    how: Literal["top", "random"],
     seed: int,
 ) -> Iterable[JudgedQuery]:
     """Proposals scored, judged by the filters, and chosen from; one query at a time."""
     filters = chain(settings)
     for request, (positives, own) in zip(requests, scored(requests, candidates, teacher), strict=True):
         item = JudgedQuery(request.query, positives, judge(filters, request.query, positives, own))
-        yield select(item, settings.negatives, settings.choice, stream(seed, "select", request.query.id))
+        yield select(item, count, how, stream(seed, "select", request.query.id))
 
 
 class RefilterSettings(FilterSettings):
@@ -87,10 +114,15 @@ class RefilterSettings(FilterSettings):
 
 
 def filter_negatives(
-    negatives: Negatives | Path | str, *, out: Path | str | None = None, settings: RefilterSettings | None = None, seed: int = 0
+    negatives: Negatives | Path | str,
+    *,
+    out: Path | str | None = None,
+    settings: RefilterSettings | None = None,
+    seed: int = 0,
+    **changes: Any,
 ) -> Negatives:
     """Stored candidates judged again with other limits, from their stored scores: no model is asked, nothing is mined again."""
-    settings = settings or RefilterSettings()
+    settings = settings_of(RefilterSettings, settings, changes)
     source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
     inputs = {"negatives": source.fingerprint, "settings": settings.as_json(), "seed": seed}
     with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
@@ -99,6 +131,141 @@ def filter_negatives(
             chosen = (select(item, settings.negatives, settings.choice, stream(seed, "select", item.query.id)) for item in again)
             work.finish(**{**source.manifest.facts, "summary": write_negatives(work.path, chosen).as_json(), "versions": versions()})
         return Negatives.open(work.out)
+
+
+class WritingSettings(SynthesisSettings, EncodingSettings, FilterSettings):
+    """Settings of `synthesize`."""
+
+    pairs: int | None = Field(None, ge=1)
+    """Training pairs to write for, taken by a hash of their ids; "off" = all."""
+    queries: int | None = Field(None, ge=1)
+    """Write for this many of the queries only, taken by a hash of their ids; "off" = all."""
+    concurrency: int = Field(8, ge=1)
+    """Requests in flight at an endpoint; without effect on what is written. The embedded model has one a core."""
+    price_sent: float = Field(0.0, ge=0)
+    """Price of a million tokens sent, for --dry-run."""
+    price_written: float = Field(0.0, ge=0)
+    """Price of a million tokens written, for --dry-run."""
+
+
+NOT_WHAT_IS_WRITTEN = frozenset({"concurrency", "price_sent", "price_written"})
+"""Settings that leave the result as it is."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `synthesize` would ask, or has put into a batch file."""
+
+    estimate: Estimate
+    batch: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The estimate as JSON values."""
+        return {**asdict(self.estimate), "batch": str(self.batch) if self.batch else None}
+
+    def __str__(self) -> str:
+        return f"{self.estimate}" + (f"; written to {self.batch}" if self.batch else "; nothing was asked")
+
+
+def synthesize(
+    data: Data,
+    *,
+    endpoint: str = "embedded",
+    llm: str = "smollm2-135m",
+    split: str = "train",
+    model: str | Path = DEFAULT_MODEL,
+    out: Path | str | None = None,
+    settings: WritingSettings | None = None,
+    seed: int = 0,
+    export_batch: Path | None = None,
+    import_batch: Path | None = None,
+    dry_run: bool = False,
+    **changes: Any,
+) -> Negatives | Planned:
+    """Hard negatives that a language model writes for a split's queries, judged by the same filters as mined ones.
+
+    `endpoint` is the address of any OpenAI-compatible server, or "embedded" for a small model that is started and stopped here.
+    Replies are kept in a ledger in the cache: the same request is never asked twice. `export_batch` writes the requests as a batch file
+    and asks nothing, `import_batch` reads the replies of such a batch, `dry_run` only counts.
+    """
+    settings = settings_of(WritingSettings, settings, changes)
+    collection = load(data)
+    requests = by_hash(collection.requests(split, limit=settings.pairs), settings.queries)
+    planned = plan(requests, settings, seed)
+    if dry_run or export_batch is not None:
+        if export_batch is not None:
+            batch_files.export_batch(planned, export_batch, llm)
+        return Planned(estimate(planned, (settings.price_sent, settings.price_written)), export_batch)
+    shop = workshop(collection, model, settings)
+    writer = writer_of(endpoint, llm, settings, seed, import_batch)
+    inputs = {
+        "data": collection.fingerprint,
+        "split": split,
+        "prompt": planned.prompt.fingerprint,
+        "llm": writer.name,
+        "batch": file_sha256(import_batch) if import_batch is not None else None,
+        "encoder": shop.encoder.fingerprint if settings.needs_teacher else None,
+        "settings": {key: value for key, value in settings.as_json().items() if key not in NOT_WHAT_IS_WRITTEN},
+        "seed": seed,
+    }
+    with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
+        if work.finished is None:
+            with writer if isinstance(writer, AbstractContextManager) else nullcontext():
+                source = SyntheticSource(LedgeredModel(writer, cache_folder() / "ledger.sqlite"), settings, seed=seed)
+                candidates = list(source.propose(requests, settings.per_query))
+            say(str(source.report))
+            teacher = shop.text_teacher if settings.needs_teacher else None
+            items = judged_and_chosen(requests, candidates, teacher, settings, settings.per_query, "top", seed)
+            summary = write_negatives(work.path, items)
+            work.finish(summary=summary.as_json(), writing=source.report.as_json(), model=str(model), versions=versions())
+        return Negatives.open(work.out)
+
+
+def by_hash(requests: Sequence[NegativeRequest], count: int | None) -> list[NegativeRequest]:
+    """`count` of the requests by a hash of their query's id, in their own order; all for None."""
+    if count is None or count >= len(requests):
+        return list(requests)
+    chosen = {r.query.id for r in sorted(requests, key=lambda r: fingerprint("queries", r.query.id))[:count]}
+    return [request for request in requests if request.query.id in chosen]
+
+
+def writer_of(endpoint: str, llm: str, settings: WritingSettings, seed: int, import_batch: Path | None) -> LanguageModel:
+    """The language model that `endpoint` and `llm` name."""
+    if import_batch is not None:
+        return batch_files.BatchReplies(import_batch, llm)
+    if endpoint != "embedded":
+        return EndpointModel(endpoint, llm, concurrency=settings.concurrency, seed=seed)
+    from negatron.models.embedded import EmbeddedModel
+
+    return EmbeddedModel(Path(llm) if Path(llm).is_file() else model_catalog.fetch_model(llm))
+
+
+def mix(
+    folders: Sequence[Negatives | Path | str],
+    *,
+    out: Path | str | None = None,
+    settings: MixSettings | None = None,
+    seed: int = 0,
+    **changes: Any,
+) -> Negatives:
+    """Written and retrieved negatives of the same queries in one folder, chosen per example or per query. R = written : retrieved."""
+    settings = settings_of(MixSettings, settings, changes)
+    sources = [folder if isinstance(folder, Negatives) else Negatives.open(folder) for folder in folders]
+    inputs = {"negatives": [source.fingerprint for source in sources], "settings": settings.as_json(), "seed": seed}
+    with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
+        if work.finished is None:
+            report = MixReport()
+            mixed = mix_queries(together(*sources), settings, seed, report)
+            summary = write_negatives(work.path, mixed)
+            say(str(report))
+            work.finish(summary=summary.as_json(), mix=report.as_json(), versions=versions())
+        return Negatives.open(work.out)
+
+
+def export(negatives: Negatives | Path | str, format: str, out: Path | str) -> dict[str, int]:
+    """The kept negatives in another tool's format; returns counts of what was written."""
+    source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
+    return formats.export(source, format, Path(out))
 
 
 @dataclass(frozen=True)
@@ -114,7 +281,9 @@ class Biography:
     def __str__(self) -> str:
         lines = [f"query {self.item.query.id}: {self.item.query.text}"]
         for positive in self.item.positives:
-            lines.append(f"  positive {positive.document.id}, teacher score {number(positive.teacher_score)}: {shortened(positive.document.content)}")
+            lines.append(
+                f"  positive {positive.document.id}, teacher score {number(positive.teacher_score)}: {shortened(positive.document.content)}"
+            )
         for judged in self.item.judged:
             candidate = judged.candidate
             found = "; ".join(origin_in_words(origin) for origin in candidate.origins)

@@ -21,7 +21,7 @@ from negatron.models.precision import autocast
 from negatron.negatives.records import Negatives
 from negatron.progress import say
 from negatron.types import JudgedQuery, Negative, ScoredDocument, TrainingExample
-from negatron.verbs.common import DEFAULT_MODEL, Data, MiningSettings, load, place, versions
+from negatron.verbs.common import DEFAULT_MODEL, Data, MiningSettings, load, place, settings_of, versions
 from negatron.verbs.evaluation import judged_corpus
 from negatron.verbs.negatives import mine
 
@@ -106,6 +106,7 @@ def train(
     settings: TrainingSettings | None = None,
     pairs: int | None = None,
     dev_split: str | None = None,
+    **changes: Any,
 ) -> Trained:
     """A bi-encoder fine-tuned on the pairs of a split with the given negatives.
 
@@ -117,7 +118,7 @@ def train(
         from negatron.training import trainer
     except ImportError as error:
         raise MissingExtra(str(error.name), "train") from error
-    settings = settings or trainer.TrainingSettings()
+    settings = settings_of(trainer.TrainingSettings, settings, changes)
     collection = load(data)
     folder = local_folder(model_catalog.resolve_model(str(model)))
     if negatives == "mine":

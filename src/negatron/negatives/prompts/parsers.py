@@ -87,7 +87,7 @@ def the_object(text: str) -> dict[str, Any]:
             value, place = decoder.raw_decode(text, match.start())
         except json.JSONDecodeError as error:
             # an opening brace in prose fails at once; an object that runs into the end of the reply was cut off
-            unfinished |= match.group() == "{" and error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
+            unfinished |= (match.group() == "{" and error.pos >= len(text.rstrip())) or "Unterminated" in error.msg
             place = match.end()
             continue
         except RecursionError:
