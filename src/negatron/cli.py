@@ -347,7 +347,7 @@ def data_import(
     from negatron.data.importing import import_pairs
 
     counts = import_pairs(pairs, out, query_column=query_column, positive_column=positive_column)
-    show(counts, counts if isinstance(counts, dict) else counts.as_json(), json_)
+    show(counts, counts.as_json(), json_)
 
 
 @models_app.command("list")

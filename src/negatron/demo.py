@@ -56,23 +56,23 @@ class DemoSettings(Settings):
 
     data: str = "code-search"
     """Name of a data set with the splits train, dev and test."""
-    documents: int = Field(3000, ge=100)
+    documents: int = Field(default=3000, ge=100)
     """Documents of the corpus: all that dev and test judge, the rest from the training part, by a hash of their ids."""
-    pairs: int = Field(640, ge=10)
+    pairs: int = Field(default=640, ge=10)
     """Training pairs."""
-    negatives: int = Field(3, ge=1)
+    negatives: int = Field(default=3, ge=1)
     """Hard negatives of each pair, the same number in every arm that has any."""
-    written: int = Field(160, ge=1)
+    written: int = Field(default=160, ge=1)
     """Queries that the language model writes a negative for."""
-    ratio: float = Field(0.5, gt=0)
+    ratio: float = Field(default=0.5, gt=0)
     """R = written : retrieved in the mix; 0.5 is 1 of 3."""
     prompt: str = "drg.v1"
     """Which prompt writes the negatives."""
-    max_length: int = Field(128, ge=8)
+    max_length: int = Field(default=128, ge=8)
     """Tokens at which a text is cut."""
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(default=64, ge=2)
     """Queries in one optimiser step."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
     """Highest learning rate."""
     model: str = "minilm"
     """The encoder."""
@@ -168,9 +168,11 @@ def make_negatives(out: Path, data: Collection, settings: DemoSettings, seed: in
         writing = WritingSettings(
             prompt=settings.prompt, per_query=1, pairs=settings.pairs, queries=settings.written, max_length=settings.max_length
         )
-        found["written"] = synthesize(
+        written = synthesize(
             data, endpoint="embedded", llm=settings.llm, model=settings.model, out=out / "written", settings=writing, seed=seed
         )
+        assert isinstance(written, Negatives)  # a plan comes back only where one was asked for
+        found["written"] = written
         say(str(found["written"]))
     with stages.stage("mix written and retrieved negatives"):
         mixing = MixSettings(ratio=settings.ratio, negatives=settings.negatives)
@@ -268,7 +270,7 @@ def report_data(
             {str(measure): value for measure, value in side.means.items()},
             intervals(side),
             comparisons.get(name),
-            negatives=settings.negatives * settings.pairs if arm_of.get(name, "none") != "none" else 0 if name in arm_of else None,
+            negatives=models[arm_of[name]].facts["negatives"] if name in arm_of else None,
             seconds=seconds.get(f"train: {name}"),
         )
         for name, side in sides.items()

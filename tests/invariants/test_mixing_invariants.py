@@ -91,11 +91,12 @@ print(json.dumps([[j.candidate.document.id for j in item.judged if j.kept] for i
 
 
 def test_another_process_with_other_hashes_draws_the_same() -> None:
-    printed = [
-        json.loads(subprocess.run([sys.executable, "-c", PRINTED], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout)
-        for seed in ("1", "2")
-    ]  # fmt: skip
-    assert printed[0] == printed[1] and len({tuple(chosen) for chosen in printed[0]}) > 1
+    def printed(seed: str) -> list[list[str]]:
+        command, environment = [sys.executable, "-c", PRINTED], {**os.environ, "PYTHONHASHSEED": seed}
+        return json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+    one = printed("1")
+    assert one == printed("2") and len({tuple(chosen) for chosen in one}) > 1
 
 
 @pytest.mark.parametrize(("negatives", "ratio"), [(5, 0.7), (3, 0.7), (1, 0.7), (5, 2.7), (7, 0.2)])

@@ -19,6 +19,7 @@ from negatron.errors import DataError, NegatronError, SettingError
 from negatron.models import catalog as model_catalog
 from negatron.types import Document, Judgement, Query
 
+REAL = Path(os.environ["NEGATRON_DATA"]) if os.environ.get("NEGATRON_DATA") else None
 CODE = '''\
 def rise(dough):
     """Let the dough rise in a warm place."""
@@ -179,3 +180,10 @@ def test_the_catalogue_of_models_needs_no_torch() -> None:
     code = "import sys, negatron.models.catalog as m, negatron.data.catalog; m.names(); print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["scifact", "nfcorpus", "nl2bash", "cmrc2018"])
+def test_the_real_sets_are_what_the_catalogue_says(name: str) -> None:
+    if REAL is None or not (REAL / name).is_dir():
+        pytest.skip(f"needs {name} below the folder that NEGATRON_DATA names")
+    assert data_catalog.differences(data_catalog.entries()[name], read_beir(REAL / name)) == []

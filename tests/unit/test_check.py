@@ -157,7 +157,7 @@ def test_what_is_odd_but_harmless_is_noted_and_accepted(tmp_path: Path) -> None:
     append(T, "q1\td1\t1")(folder)
     (folder / "qrels" / "notes.md").write_text("about")
     report = check(folder)
-    assert report.usable
+    assert report.ok
     assert [note for note in report.notes if ".jsonl" in note or "train.tsv" in note or "notes.md" in note] == [
         "corpus.jsonl: begins with a byte order mark (accepted): 1",
         "corpus.jsonl: lines that end with a carriage return (accepted): 3",
@@ -176,7 +176,7 @@ def test_the_report_tells_copies_overlaps_and_queries_without_judgement(tmp_path
     append(Q, '{"_id": "q4", "text": "nobody judged this"}')(folder)
     append("qrels/test.tsv", "q3\td3\t0")(folder)
     report = check(folder)
-    assert report.usable
+    assert report.ok
     assert report.notes == (
         "documents with neither title nor text: 1",
         "documents that share their text with another id: 2 (1 texts); a copy of a positive is no negative",

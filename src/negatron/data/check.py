@@ -36,7 +36,7 @@ class Report:
     lengths: Mapping[str, Mapping[str, int]]
 
     @property
-    def usable(self) -> bool:
+    def ok(self) -> bool:
         """True when there is no error."""
         return not self.errors
 
@@ -51,14 +51,14 @@ class Report:
         lines += [f"error: {damage}" for damage in self.errors[:SHOWN]]
         if len(self.errors) > SHOWN:
             lines.append(f"... and {len(self.errors) - SHOWN:,} more errors (--json lists all)")
-        lines.append(f"{len(self.errors):,} errors: this folder cannot be used until they are mended" if self.errors else "no errors")
+        lines.append(f"{len(self.errors):,} in all: this folder cannot be used until they are mended" if self.errors else "no errors")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
         return {
             "path": str(self.path),
-            "usable": self.usable,
+            "ok": self.ok,
             "errors": [{"file": str(e.path), "line": e.line, "message": e.message} for e in self.errors],
             "notes": list(self.notes),
             "documents": self.documents,

@@ -29,9 +29,9 @@ SAMPLE = 1000
 class BM25Settings(Settings):
     """The form is Lucene's; k1 and b are Anserini's for passages, with which the published BEIR figures were made."""
 
-    k1: float = Field(0.9, ge=0)
+    k1: float = Field(default=0.9, ge=0)
     """How slowly a word's weight saturates with its count."""
-    b: float = Field(0.4, ge=0, le=1)
+    b: float = Field(default=0.4, ge=0, le=1)
     """How much long documents are held back, 0..1."""
     language: str = "auto"
     """auto, en, zh, plain, or a Snowball language by its English name."""

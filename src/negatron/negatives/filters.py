@@ -161,11 +161,11 @@ class AbsoluteMargin:
 class FilterSettings(Settings):
     """Known positives and copies are always rejected; the rest is a choice."""
 
-    near_copy: float | None = Field(0.9, gt=0, le=1)
+    near_copy: float | None = Field(default=0.9, gt=0, le=1)
     """Overlap of shingles, 0..1, from which a candidate counts as a near copy; "off" for none."""
-    relative_margin: float | None = Field(0.05, ge=0, le=1)
+    relative_margin: float | None = Field(default=0.05, ge=0, le=1)
     """Share of the weakest positive's absolute teacher score by which a negative must stay below it; "off" for none."""
-    absolute_margin: float | None = Field(None, ge=0)
+    absolute_margin: float | None = Field(default=None, ge=0)
     """Teacher score by which a negative must stay below the weakest positive; "off" for none."""
 
     @property

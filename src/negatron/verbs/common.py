@@ -74,7 +74,7 @@ def vector_store() -> VectorStore:
 class EncodingSettings(Settings):
     """How texts become vectors."""
 
-    max_length: int | None = Field(None, ge=8)
+    max_length: int | None = Field(default=None, ge=8)
     """Tokens at which a text is cut; "off" = the model's own length."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What vectors are computed in; scores are always fp32."""
@@ -83,17 +83,17 @@ class EncodingSettings(Settings):
 class MiningSettings(EncodingSettings, FilterSettings):
     """Settings of `mine`."""
 
-    negatives: int = Field(5, ge=1)
+    negatives: int = Field(default=5, ge=1)
     """Negatives kept per query; other candidates stay on file."""
-    depth: int = Field(50, ge=1)
+    depth: int = Field(default=50, ge=1)
     """Candidates per query and source, known positives not counted."""
     choice: Literal["top", "random"] = "top"
     """Which of the candidates no filter rejects: the best of each source in turn, or any."""
-    pairs: int | None = Field(None, ge=1)
+    pairs: int | None = Field(default=None, ge=1)
     """Training pairs to mine for, taken by a hash of their ids; "off" = all."""
-    bm25_k1: float = Field(0.9, ge=0)
+    bm25_k1: float = Field(default=0.9, ge=0)
     """How slowly a word's weight saturates with its count."""
-    bm25_b: float = Field(0.4, ge=0, le=1)
+    bm25_b: float = Field(default=0.4, ge=0, le=1)
     """How much long documents are held back, 0..1."""
     bm25_language: str = "auto"
     """auto, en, zh, plain, or a Snowball language by its English name."""

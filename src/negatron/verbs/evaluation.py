@@ -30,7 +30,7 @@ class EvaluationSettings(EncodingSettings):
 
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map@100")
     """Measures, as name@cut."""
-    depth: int = Field(100, ge=1)
+    depth: int = Field(default=100, ge=1)
     """Documents searched for each query."""
     corpus_split: str | None = None
     """Search only the documents judged in this split; "off" = the whole corpus. For quick looks, never for figures."""

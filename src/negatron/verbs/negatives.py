@@ -107,7 +107,7 @@ def judged_and_chosen(
 class RefilterSettings(FilterSettings):
     """Settings of `filter`."""
 
-    negatives: int = Field(5, ge=1)
+    negatives: int = Field(default=5, ge=1)
     """Negatives kept per query."""
     choice: Literal["top", "random"] = "top"
     """Which of the candidates no filter rejects: the best of each source in turn, or any."""
@@ -136,15 +136,15 @@ def filter_negatives(
 class WritingSettings(SynthesisSettings, EncodingSettings, FilterSettings):
     """Settings of `synthesize`."""
 
-    pairs: int | None = Field(None, ge=1)
+    pairs: int | None = Field(default=None, ge=1)
     """Training pairs to write for, taken by a hash of their ids; "off" = all."""
-    queries: int | None = Field(None, ge=1)
+    queries: int | None = Field(default=None, ge=1)
     """Write for this many of the queries only, taken by a hash of their ids; "off" = all."""
-    concurrency: int = Field(8, ge=1)
+    concurrency: int = Field(default=8, ge=1)
     """Requests in flight at an endpoint; without effect on what is written. The embedded model has one a core."""
-    price_sent: float = Field(0.0, ge=0)
+    price_sent: float = Field(default=0.0, ge=0)
     """Price of a million tokens sent, for --dry-run."""
-    price_written: float = Field(0.0, ge=0)
+    price_written: float = Field(default=0.0, ge=0)
     """Price of a million tokens written, for --dry-run."""
 
 

@@ -84,6 +84,7 @@ def examples_of(
     facts = {
         "pairs": len(examples),
         "dropped_queries": pairs.dropped_queries,
+        "negatives": sum(len(example.negatives) for example in examples),
         "most_negatives": most,
         "pairs_with_fewer_negatives": sum(count for n, count in counts.items() if n < most),
         "pairs_without_negatives": counts[0] if most else 0,
