@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from negatron.errors import NegatronError
+from negatron.errors import NegatronError, SettingError
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, check, import.")
@@ -201,7 +205,7 @@ def train(
     ] = "mine",
     model: Model = "minilm",
     split: Split = "train",
-    pairs: Annotated[int | None, typer.Option(help="Train on this many pairs, chosen by a hash of their ids.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Train on this many pairs, chosen by a hash of their ids.", min=1)] = None,
     dev_split: Annotated[str | None, typer.Option(help="Measure this split during training, for the learning curve.")] = None,
     out: Out = None,
     set_: Set = None,
@@ -237,10 +241,12 @@ def evaluate(
 
     Example: negatron evaluate model scifact --split test --out results/mine
     """
-    from negatron.verbs.evaluation import EvaluationSettings
+    from negatron.verbs.evaluation import EvaluationSettings, refuse_unused_encoding
     from negatron.verbs.evaluation import evaluate as verb
 
-    result = verb(model, data, split=split, out=out, settings=EvaluationSettings.read(settings, set_ or []), name=name)
+    chosen = EvaluationSettings.read(settings, set_ or [])
+    refuse_unused_encoding(chosen, model)
+    result = verb(model, data, split=split, out=out, settings=chosen, name=name)
     show(result, {**result.evaluation.as_json(), "folder": str(result.path)}, json_)
 
 
@@ -268,7 +274,7 @@ def search(
     data: DataArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
     beside: Annotated[str | None, typer.Option(metavar="MODEL2", help="A second model, shown side by side.")] = None,
-    count: Annotated[int, typer.Option(help="Documents shown.")] = 10,
+    count: Annotated[int, typer.Option(help="Documents shown.", min=1)] = 10,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
@@ -277,11 +283,15 @@ def search(
     Example: negatron search model code-search "shortest path between two nodes" --beside minilm
     """
     from negatron.verbs.common import EncodingSettings, load
+    from negatron.verbs.evaluation import refuse_unused_encoding, side_by_side
     from negatron.verbs.evaluation import search as verb
-    from negatron.verbs.evaluation import side_by_side
 
-    chosen, collection = EncodingSettings.read(None, set_ or []), load(data)
+    if beside == model:
+        raise SettingError(f"--beside {beside}: the same model twice; name another one")
     names = [model, *([beside] if beside else [])]
+    chosen = EncodingSettings.read(None, set_ or [])
+    refuse_unused_encoding(chosen, *names)
+    collection = load(data)
     found = {name: verb(name, collection, text, count=count, settings=chosen) for name in names}
     rows = {name: [{"document_id": hit.document_id, "score": hit.score} for hit in hits] for name, hits in found.items()}
     show(side_by_side(found, collection.documents, width=os.get_terminal_size().columns if sys.stdout.isatty() else 140), rows, json_)
@@ -295,6 +305,7 @@ def report(
     ] = None,
     measure: Annotated[str, typer.Option(help="The measure put forward.")] = "ndcg@10",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="By default DIR/report.html.")] = None,
+    json_: Json = False,
 ) -> None:
     """One offline HTML page that compares the evaluations in a folder.
 
@@ -302,7 +313,8 @@ def report(
     """
     from negatron.verbs.reporting import report as verb
 
-    sys.stdout.write(f"{verb(folder, reference=reference, measure=measure, out=out)}\n")
+    page = verb(folder, reference=reference, measure=measure, out=out)
+    show(page, {"report": str(page)}, json_)
 
 
 @data_app.command("list")
@@ -317,11 +329,12 @@ def data_list(json_: Json = False) -> None:
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")], json_: Json = False) -> None:
     """Download a data set of the catalogue, with its checksum. Example: negatron data fetch code-search."""
     from negatron.data import catalog
 
-    sys.stdout.write(f"{catalog.fetch(name)}\n")
+    place = catalog.fetch(name)
+    show(place, {"folder": str(place)}, json_)
 
 
 @data_app.command("check")
@@ -361,23 +374,23 @@ def models_list(json_: Json = False) -> None:
 
 
 @models_app.command("fetch")
-def models_fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def models_fetch(name: Annotated[str, typer.Argument(metavar="NAME")], json_: Json = False) -> None:
     """Download a model of the catalogue, with its checksum. Example: negatron models fetch minilm."""
     from negatron.models import catalog
 
-    sys.stdout.write(f"{catalog.fetch_model(name)}\n")
+    place = catalog.fetch_model(name)
+    show(place, {"path": str(place)}, json_)
 
 
-def main() -> None:
-    """The entry point. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point; the arguments are the process's own unless given. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        app(args=arguments)
     except NegatronError as error:
         sys.stderr.write(f"negatron: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("negatron: interrupted; the same command goes on where it was\n")
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has made this of the KeyboardInterrupt
+            sys.stderr.write("negatron: interrupted; the same command goes on where it was\n")
+        raise

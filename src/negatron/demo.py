@@ -62,11 +62,11 @@ class DemoSettings(Settings):
     """Training pairs."""
     negatives: int = Field(default=3, ge=1)
     """Hard negatives of each pair, the same number in every arm that has any."""
-    written: int = Field(default=160, ge=1)
+    written: int = Field(default=120, ge=1)
     """Queries that the language model writes a negative for."""
     ratio: float = Field(default=0.5, gt=0)
     """R = written : retrieved in the mix; 0.5 is 1 of 3."""
-    prompt: str = "drg.v1"
+    prompt: str = "syneg-compact.v1"
     """Which prompt writes the negatives."""
     max_length: int = Field(default=128, ge=8)
     """Tokens at which a text is cut."""
@@ -166,7 +166,14 @@ def make_negatives(out: Path, data: Collection, settings: DemoSettings, seed: in
             say(str(found[source]))
     with stages.stage(f"write negatives for {settings.written} queries with {settings.llm}"):
         writing = WritingSettings(
-            prompt=settings.prompt, per_query=1, pairs=settings.pairs, queries=settings.written, max_length=settings.max_length
+            prompt=settings.prompt,
+            attributes="code",
+            without=("reflection",),  # a model of this size reflects badly, and it takes half the time
+            per_query=1,
+            max_tokens=160,
+            pairs=settings.pairs,
+            queries=settings.written,
+            max_length=settings.max_length,
         )
         written = synthesize(
             data, endpoint="embedded", llm=settings.llm, model=settings.model, out=out / "written", settings=writing, seed=seed

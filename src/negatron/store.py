@@ -199,6 +199,8 @@ def begin(out: Path, *, kind: str, inputs: Mapping[str, Any]) -> Iterator[Work]:
     try:
         yield work
     finally:
+        if work.finished is None and {entry.name for entry in path.iterdir()} <= {INPUTS, "lock"}:
+            shutil.rmtree(path)  # nothing was begun: a mistyped option shall leave no trace
         work.close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -279,6 +281,23 @@ def test_leaving_early_leaves_no_thread_behind() -> None:
         next(replies)
         replies.close()
         assert not [thread for thread in threading.enumerate() if thread.name == "negatron-requests"]
+
+
+ABANDONED = """
+import sys
+from negatron.models.language_model import EndpointModel
+from negatron.types import Message, Request
+
+replies = EndpointModel(sys.argv[1], "m", concurrency=2).complete([Request(str(n), (Message("user", str(n)),)) for n in range(50)])
+print(next(replies).text)
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_with_requests_under_way_ends() -> None:
+    with serving(echo, 0.05) as server:
+        ended = subprocess.run([sys.executable, "-c", ABANDONED, server.url], capture_output=True, timeout=30, check=False)
+    assert ended.returncode == 3 and ended.stdout.strip() in {b"0", b"1"}
 
 
 def test_no_requests_need_no_server() -> None:

@@ -62,8 +62,8 @@ def test_scifacts_values_are_the_papers() -> None:
 
 
 def test_braces_in_texts_mean_nothing() -> None:
-    text = filled(load("drg.v1"), query='what is {positive} and {"a": 1}', positive="{query} {unknown}")
-    assert 'what is {positive} and {"a": 1}' in text and "{query} {unknown}" in text
+    text = filled(load("drg.v1"), query='what is {count} and {"a": 1}', positive="{shape} {unknown}")
+    assert 'what is {count} and {"a": 1}' in text and "{shape} {unknown}" in text
 
 
 def test_a_changed_wording_is_another_prompt(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Exact dense top-k over a corpus, and the scores of any (query, document) pair by the same encoder.
 
-Scores are inner products of unit vectors in fp32 = cosines. Ties go by document id ascending, as far as faiss returns both documents.
+Scores are inner products of unit vectors = cosines. faiss finds the best texts in fp32; those found are scored once more in fp64 and
+rounded to fp32, because a matrix product rounds a pair's score differently in different company: a query alone would get other ties,
+and other neighbours at the end of its list, than the same query among others. Documents of one text are searched as one and share one
+score; ties go by document id ascending. So a result depends on the query and the documents alone (but for ties of more than `SPARE`
+different texts at the end of a list).
 """
 
 from __future__ import annotations
@@ -17,6 +21,16 @@ from negatron.types import Document, Query, ScoredDocument
 
 QUERIES_AT_A_TIME = 1024
 """Queries searched between two answers: bounds the [queries, k] result held in memory."""
+SPARE = 16
+"""Texts found beyond the k asked for, so that exact scores, and ids among equal ones, decide who is the k-th."""
+PAIRS_AT_A_TIME = 8192
+"""Pairs scored at a time: bounds the fp64 copies of their vectors."""
+
+
+def pair_scores(queries: Float32Array, documents: Float32Array) -> Float32Array:
+    """[n] inner products of the rows of two [n, D] arrays, summed in fp64, rounded once to fp32: the same for a pair in any company."""
+    scores: Float32Array = np.einsum("nd,nd->n", queries.astype(np.float64), documents.astype(np.float64)).astype(np.float32)
+    return scores
 
 
 class DenseSearcher:
@@ -44,15 +58,27 @@ class DenseSearcher:
             import faiss
         except ImportError as error:
             raise MissingExtra("faiss", "train") from error
-        vectors = np.ascontiguousarray(self.vectors)
+        if not queries:
+            return
+        copies = self.copies()
+        vectors = np.ascontiguousarray(self.vectors if len(copies) == len(self.documents) else self.vectors[[own[0] for own in copies]])
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         asked = self.store.encode(self.encoder, [query.text for query in queries], "query", f"encode queries{self.label}")
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
-            scores, rows = index.search(np.ascontiguousarray(asked[start : start + QUERIES_AT_A_TIME]), min(k, len(vectors)))
-            for query, query_scores, query_rows in zip(queries[start : start + QUERIES_AT_A_TIME], scores, rows, strict=True):
-                best = sorted(zip((-query_scores).tolist(), query_rows.tolist(), strict=True))
-                yield [ScoredDocument(query.id, self.documents[row].id, -score) for score, row in best]
+            block = np.ascontiguousarray(asked[start : start + QUERIES_AT_A_TIME])
+            _, found = index.search(block, min(k + SPARE, len(vectors)))
+            for query, vector, texts in zip(queries[start : start + QUERIES_AT_A_TIME], block, found, strict=True):
+                scores = pair_scores(np.broadcast_to(vector, (len(texts), len(vector))), vectors[texts]).tolist()
+                best = sorted((-score, row) for score, text in zip(scores, texts.tolist(), strict=True) for row in copies[text])
+                yield [ScoredDocument(query.id, self.documents[row].id, -score) for score, row in best[:k]]
+
+    def copies(self) -> list[list[int]]:
+        """For each distinct text the rows of its documents, ascending; texts in the order of their first document."""
+        rows: dict[str, list[int]] = {}
+        for row, document in enumerate(self.documents):
+            rows.setdefault(document.content, []).append(row)
+        return list(rows.values())
 
 
 class EncoderScorer:
@@ -78,11 +104,14 @@ class EncoderScorer:
         query_row = {text: n for n, text in enumerate(queries)}
         other_row = {text: n for n, text in enumerate(unknown)}
         scores = np.empty(len(pairs), np.float32)
-        for n, (query, content) in enumerate(pairs):
-            if content in known and self.searcher is not None:
-                vector = self.searcher.vectors[known[content]]
-            else:
-                assert other is not None
-                vector = other[other_row[content]]
-            scores[n] = asked[query_row[query]] @ vector
+        for start in range(0, len(pairs), PAIRS_AT_A_TIME):
+            block = pairs[start : start + PAIRS_AT_A_TIME]
+            documents = np.empty((len(block), asked.shape[1]), np.float32)
+            for n, (_, content) in enumerate(block):
+                if content in known and self.searcher is not None:
+                    documents[n] = self.searcher.vectors[known[content]]
+                else:
+                    assert other is not None
+                    documents[n] = other[other_row[content]]
+            scores[start : start + len(block)] = pair_scores(asked[[query_row[query] for query, _ in block]], documents)
         return scores

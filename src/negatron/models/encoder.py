@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from negatron.errors import MissingExtra, NegatronError
+from negatron.errors import MissingExtra, NegatronError, SettingError
 from negatron.identity import file_sha256, fingerprint
 from negatron.models.precision import autocast, choose_precision
 from negatron.seams import Float32Array
@@ -57,6 +57,14 @@ def folder_fingerprint(folder: Path) -> str:
     return fingerprint(names)
 
 
+def refuse_more_than_positions(model: SentenceTransformer, max_length: int, folder: Path) -> None:
+    """Raises SettingError where the model has fewer positions than tokens are asked for: the first long text would end the run."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise SettingError(f"max_length = {max_length}: the model in {folder} reads {positions} tokens at most")
+
+
 class SentenceEncoder:
     """A SentenceTransformer as an Encoder.
 
@@ -88,6 +96,7 @@ class SentenceEncoder:
         disable_progress_bar()  # loading weights takes less than a second; our own meters show what takes long
         model = SentenceTransformer(str(self.folder), device=self._device)
         if self.max_length is not None:
+            refuse_more_than_positions(model, self.max_length, self.folder)
             model.max_seq_length = self.max_length
         return model.eval()
 

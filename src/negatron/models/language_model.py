@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -359,10 +360,11 @@ def in_flight(
             yield reply
         future.result()
     finally:
-        asyncio.run_coroutine_threadsafe(cancel_others(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        if not sys.is_finalizing():  # the interpreter has stopped the thread by then: waiting for it would never end
+            asyncio.run_coroutine_threadsafe(cancel_others(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 async def cancel_others() -> None:

@@ -6,9 +6,11 @@ went. Moving a limit is judging the stored candidates again: no model is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median_low
+from typing import Literal
 
 from pydantic import Field
 
@@ -105,14 +107,18 @@ class NearCopy:
         return overlap(a, b) if small >= self.limit * large else 0.0
 
 
-def lowest_positive(positives: Sequence[Positive], rule: str) -> float:
-    """The weakest positive's teacher score: with several positives the strictest choice, as in sentence-transformers and NeMo."""
+AGAINST: Mapping[str, Callable[[list[float]], float]] = {"lowest": min, "median": median_low, "highest": max}
+"""Which of a query's positives a margin is measured from."""
+
+
+def reference_score(positives: Sequence[Positive], against: str, rule: str) -> float:
+    """The teacher score of the positive that a margin is measured from. Raises SettingError when a positive has none."""
     scores = [positive.teacher_score for positive in positives if positive.teacher_score is not None]
     if len(scores) < len(positives) or not scores:
         raise SettingError(
             f"the filter {rule!r} needs teacher scores, and a positive has none; mine with a teacher (--model), or turn the filter off"
         )
-    return min(scores)
+    return AGAINST[against](scores)
 
 
 def teacher_score(candidate: Candidate, rule: str) -> float:
@@ -127,33 +133,35 @@ def teacher_score(candidate: Candidate, rule: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RelativeMargin:
-    """Keeps s(q, d-) < lowest - margin * |lowest|, lowest = the weakest positive's score.
+    """Keeps s(q, d-) < s+ - margin * |s+|, s+ = the score of the positive that `against` names.
 
     TopK-PercPos of NV-Retriever (arXiv 2407.15831: best share 0.95 = margin 0.05), subtracted as a share of the *absolute* score:
-    `lowest * (1 - margin)` would rise above the positive where scores are negative.
+    `s+ * (1 - margin)` would rise above the positive where scores are negative.
     """
 
     margin: float
+    against: str = "lowest"
     name: str = "relative margin"
 
     def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
         """By teacher scores. Raises SettingError when one is missing."""
-        lowest = lowest_positive(positives, self.name)
-        limit = lowest - self.margin * abs(lowest)
+        reference = reference_score(positives, self.against, self.name)
+        limit = reference - self.margin * abs(reference)
         scores = [teacher_score(candidate, self.name) for candidate in candidates]
         return [Verdict(score < limit, self.name, score, limit) for score in scores]
 
 
 @dataclass(frozen=True, slots=True)
 class AbsoluteMargin:
-    """Keeps s(q, d-) < lowest - margin: TopK-MarginPos of NV-Retriever (arXiv 2407.15831; best margin 0.05)."""
+    """Keeps s(q, d-) < s+ - margin: TopK-MarginPos of NV-Retriever (arXiv 2407.15831; best margin 0.05)."""
 
     margin: float
+    against: str = "lowest"
     name: str = "absolute margin"
 
     def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
         """By teacher scores. Raises SettingError when one is missing."""
-        limit = lowest_positive(positives, self.name) - self.margin
+        limit = reference_score(positives, self.against, self.name) - self.margin
         scores = [teacher_score(candidate, self.name) for candidate in candidates]
         return [Verdict(score < limit, self.name, score, limit) for score in scores]
 
@@ -164,9 +172,12 @@ class FilterSettings(Settings):
     near_copy: float | None = Field(default=0.9, gt=0, le=1)
     """Overlap of shingles, 0..1, from which a candidate counts as a near copy; "off" for none."""
     relative_margin: float | None = Field(default=0.05, ge=0, le=1)
-    """Share of the weakest positive's absolute teacher score by which a negative must stay below it; "off" for none."""
+    """Share of the positive's absolute teacher score by which a negative must stay below it; "off" for none."""
     absolute_margin: float | None = Field(default=None, ge=0)
-    """Teacher score by which a negative must stay below the weakest positive; "off" for none."""
+    """Teacher score by which a negative must stay below the positive; "off" for none."""
+    margin_against: Literal["lowest", "median", "highest"] = "median"
+    """Which of a query's positives margins are measured from. "lowest" is the choice of sentence-transformers and NeMo; where queries have
+    dozens of positives the weakest is so weak that it leaves no negatives (nfcorpus: docs/notebook.md)."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -180,9 +191,9 @@ def chain(settings: FilterSettings) -> tuple[Filter, ...]:
     if settings.near_copy is not None:
         filters.append(NearCopy(settings.near_copy))
     if settings.relative_margin is not None:
-        filters.append(RelativeMargin(settings.relative_margin))
+        filters.append(RelativeMargin(settings.relative_margin, settings.margin_against))
     if settings.absolute_margin is not None:
-        filters.append(AbsoluteMargin(settings.absolute_margin))
+        filters.append(AbsoluteMargin(settings.absolute_margin, settings.margin_against))
     return tuple(filters)
 
 

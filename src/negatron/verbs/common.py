@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection as Container
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,13 @@ def settings_of(kind: type[S], settings: S | None, changes: Mapping[str, Any]) -
     return kind.checked({**(settings.model_dump(exclude_unset=True) if settings is not None else {}), **changes}, place="keywords")
 
 
+def refuse_unused(settings: Settings, names: Container[str], why: str) -> None:
+    """Raises SettingError when one of `names` was given (in a file, by --set, as a keyword) though nothing reads it: `why`, in words."""
+    for name in type(settings).model_fields:
+        if name in names and name in settings.model_fields_set:
+            raise SettingError(f"{name} = {getattr(settings, name)!r} has no effect here: {why}; leave it out")
+
+
 def place(out: Path | str | None, kind: str, inputs: Mapping[str, Any]) -> Path:
     """Where a result goes: `out`, or a folder of the cache named by its inputs."""
     return Path(out) if out is not None else cache_folder() / "results" / f"{kind}-{fingerprint(inputs)}"
@@ -78,6 +86,10 @@ class EncodingSettings(Settings):
     """Tokens at which a text is cut; "off" = the model's own length."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What vectors are computed in; scores are always fp32."""
+
+
+ENCODING = frozenset(EncodingSettings.model_fields)
+LEXICAL = frozenset({"bm25_k1", "bm25_b", "bm25_language"})
 
 
 class MiningSettings(EncodingSettings, FilterSettings):

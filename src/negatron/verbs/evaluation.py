@@ -19,7 +19,19 @@ from negatron.evaluation.measures import Measure
 from negatron.identity import file_sha256
 from negatron.models.bm25 import BM25Settings
 from negatron.types import Document, Query, ScoredDocument
-from negatron.verbs.common import DEFAULT_MODEL, Data, EncodingSettings, Workshop, load, place, settings_of, versions, workshop
+from negatron.verbs.common import (
+    DEFAULT_MODEL,
+    ENCODING,
+    Data,
+    EncodingSettings,
+    Workshop,
+    load,
+    place,
+    refuse_unused,
+    settings_of,
+    versions,
+    workshop,
+)
 
 KIND = "evaluation"
 Run = Mapping[str, Sequence[ScoredDocument]]
@@ -65,6 +77,7 @@ def evaluate(
     """
     settings = settings_of(EvaluationSettings, settings, changes)
     collection = load(data)
+    collection.split(split)
     if settings.corpus_split is not None:
         collection = judged_corpus(collection, settings.corpus_split)
     measures = [Measure.parse(text) for text in settings.measures]
@@ -85,6 +98,14 @@ def evaluate(
         return Evaluated(work.out, benchmark.read_evaluation(work.out), store.read_manifest(work.out).fingerprint)
 
 
+def refuse_unused_encoding(settings: EncodingSettings, *models: str | Path) -> None:
+    """Raises SettingError for settings of `evaluate` or `search` that none of these models reads: neither BM25 nor a run's file encodes."""
+    if all(Path(model).is_file() for model in models):
+        refuse_unused(settings, {*ENCODING, "depth", "corpus_split"}, "the file of a run is measured as it is")
+    elif all(str(model) == "bm25" for model in models):
+        refuse_unused(settings, ENCODING, "bm25 has no encoder")
+
+
 def kind_of(part: str) -> str:
     """The source that searches with it: "bm25" is itself, a model is "dense"."""
     return "bm25" if part == "bm25" else "dense"
@@ -93,8 +114,8 @@ def kind_of(part: str) -> str:
 def searched_with(model: str, collection: Collection, settings: EncodingSettings) -> dict[str, Workshop]:
     """The searchers that `model` names: one, or several joined by "+"."""
     parts = [model] if Path(model).exists() else [part.strip() for part in model.split("+")]
-    if "" in parts:
-        raise SettingError(f"{model!r}: expected names joined by +, such as bm25+minilm")
+    if "" in parts or len(set(parts)) != len(parts):
+        raise SettingError(f"{model!r}: expected different names joined by +, such as bm25+minilm")
     return {part: workshop(collection, part, settings, BM25Settings()) for part in parts}
 
 
@@ -104,7 +125,8 @@ def fused_run(shops: Mapping[str, Workshop], collection: Collection, split: str,
     for part, shop in shops.items():
         began = time.perf_counter()
         runs.append(benchmark.search_run(shop.searcher(kind_of(part)), collection.queries, collection.graded(split), depth=depth))
-        seconds[f"search {kind_of(part)}"] = round(time.perf_counter() - began, 3)
+        named = kind_of(part) if len({kind_of(other) for other in shops}) == len(shops) else part
+        seconds[f"search {named}"] = round(time.perf_counter() - began, 3)
     return runs[0] if len(runs) == 1 else benchmark.fuse(runs, depth=depth)
 
 

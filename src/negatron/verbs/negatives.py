@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from pydantic import Field
 
 from negatron import store
 from negatron.data import formats
-from negatron.errors import SettingError
+from negatron.data.collection import Collection
+from negatron.errors import NegatronError, SettingError, nearest
 from negatron.identity import file_sha256, fingerprint, stream
 from negatron.models import batch_files
 from negatron.models import catalog as model_catalog
@@ -30,12 +31,15 @@ from negatron.seams import LanguageModel
 from negatron.types import JudgedQuery, NegativeRequest, Origin, Verdict
 from negatron.verbs.common import (
     DEFAULT_MODEL,
+    ENCODING,
+    LEXICAL,
     SOURCES,
     Data,
     EncodingSettings,
     MiningSettings,
     load,
     place,
+    refuse_unused,
     settings_of,
     versions,
     workshop,
@@ -60,10 +64,12 @@ def mine(
     """Hard negatives of a split's queries from one or several sources, judged by the filters, the best kept, all on file."""
     settings = settings_of(MiningSettings, settings, changes)
     collection = load(data)
-    if not sources or len(set(sources)) != len(sources):
-        raise SettingError(f"sources {list(sources)}: give each of {', '.join(SOURCES)} at most once, and at least one")
-    shop = workshop(collection, model, settings, settings.bm25)
+    check_sources(sources)
+    collection.split(split)
     with_model = "dense" in sources or settings.needs_teacher
+    refuse_unused(settings, LEXICAL if "bm25" not in sources else (), "the lexical index is not among the sources")
+    refuse_unused(settings, ENCODING if not with_model else (), "no encoder is asked, neither as a source nor by a margin")
+    shop = workshop(collection, model, settings, settings.bm25)
     inputs = {
         "data": collection.fingerprint,
         "split": split,
@@ -74,18 +80,40 @@ def mine(
     }
     with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
         if work.finished is None:
-            requests = collection.requests(split, limit=settings.pairs)
-            dropped = collection.pairs(split, limit=settings.pairs).dropped_queries
-            if dropped:
-                say(f"{dropped:,} queries of {split} are left out: a held-out split asks the same")
+            requests, dropped = asked_for(collection, split, settings.pairs)
             candidates = propose_all([shop.source(name) for name in sorted(sources)], requests, settings.depth)
             items = judged_and_chosen(
                 requests, candidates, shop.teacher if with_model else None, settings, settings.negatives, settings.choice, seed
             )
             summary = write_negatives(work.path, items)
-            facts = {"summary": summary.as_json(), "model": str(model), "dropped_queries": dropped, "versions": versions()}
-            work.finish(**facts)
+            facts = {"summary": summary.as_json(), "model": str(model) if with_model else None, "teachers": teachers_in(inputs)}
+            work.finish(**facts, dropped_queries=dropped, versions=versions())
         return Negatives.open(work.out)
+
+
+def check_sources(names: Sequence[str]) -> None:
+    """Raises SettingError for an unknown source, for one given twice, and for none."""
+    for name in names:
+        if name not in SOURCES:
+            raise SettingError(f"there is no source {name!r}{nearest(name, SOURCES)}")
+    if not names or len(set(names)) != len(names):
+        raise SettingError(f"sources {list(names)}: give each of {', '.join(SOURCES)} at most once, and at least one")
+
+
+def asked_for(collection: Collection, split: str, pairs: int | None) -> tuple[list[NegativeRequest], int]:
+    """The queries of a split with their positives, and how many were left out, which is said aloud. Raises NegatronError for none."""
+    requests = collection.requests(split, limit=pairs)
+    dropped = collection.pairs(split, limit=pairs).dropped_queries
+    if dropped:
+        say(f"{dropped:,} queries of {split} are left out: a held-out split asks the same")
+    if not requests:
+        raise NegatronError(f"{collection.name} has no query in {split} with a positive that no held-out split asks too")
+    return requests, dropped
+
+
+def teachers_in(inputs: Mapping[str, Any]) -> list[str]:
+    """Fingerprints of the encoders whose scores a folder holds: scores of two encoders have no common scale."""
+    return [inputs["encoder"]] if inputs["encoder"] is not None else []
 
 
 def judged_and_chosen(
@@ -124,12 +152,18 @@ def filter_negatives(
     """Stored candidates judged again with other limits, from their stored scores: no model is asked, nothing is mined again."""
     settings = settings_of(RefilterSettings, settings, changes)
     source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
+    if settings.needs_teacher and len(source.manifest.facts.get("teachers", ())) > 1:
+        raise SettingError(
+            f"{source.path} mixes scores of several encoders, which no margin can compare; filter its parts before they are mixed, "
+            "or turn the margins off"
+        )
     inputs = {"negatives": source.fingerprint, "settings": settings.as_json(), "seed": seed}
     with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
         if work.finished is None:
             again = judge_again(source, chain(settings))
             chosen = (select(item, settings.negatives, settings.choice, stream(seed, "select", item.query.id)) for item in again)
-            work.finish(**{**source.manifest.facts, "summary": write_negatives(work.path, chosen).as_json(), "versions": versions()})
+            kept_facts = {name: fact for name, fact in source.manifest.facts.items() if name != "mix"}  # the mixture's choice is gone
+            work.finish(**{**kept_facts, "summary": write_negatives(work.path, chosen).as_json(), "versions": versions()})
         return Negatives.open(work.out)
 
 
@@ -189,8 +223,10 @@ def synthesize(
     and asks nothing, `import_batch` reads the replies of such a batch, `dry_run` only counts.
     """
     settings = settings_of(WritingSettings, settings, changes)
+    refuse_unused_writing(settings, endpoint, export_batch, import_batch, dry_run)
     collection = load(data)
-    requests = by_hash(collection.requests(split, limit=settings.pairs), settings.queries)
+    requests, dropped = asked_for(collection, split, settings.pairs)
+    requests = by_hash(requests, settings.queries)
     planned = plan(requests, settings, seed)
     if dry_run or export_batch is not None:
         if export_batch is not None:
@@ -217,8 +253,26 @@ def synthesize(
             teacher = shop.text_teacher if settings.needs_teacher else None
             items = judged_and_chosen(requests, candidates, teacher, settings, settings.per_query, "top", seed)
             summary = write_negatives(work.path, items)
-            work.finish(summary=summary.as_json(), writing=source.report.as_json(), model=str(model), versions=versions())
+            facts = {"summary": summary.as_json(), "writing": source.report.as_json(), "teachers": teachers_in(inputs)}
+            work.finish(**facts, model=str(model) if teacher is not None else None, dropped_queries=dropped, versions=versions())
         return Negatives.open(work.out)
+
+
+def refuse_unused_writing(
+    settings: WritingSettings, endpoint: str, export_batch: Path | None, import_batch: Path | None, dry_run: bool
+) -> None:
+    """Raises SettingError for what `synthesize` was given and would not use."""
+    planned = dry_run or export_batch is not None
+    if import_batch is not None and (planned or endpoint != "embedded"):
+        raise SettingError("--import-batch reads replies that are there: it goes with neither --endpoint, --export-batch nor --dry-run")
+    if not settings.needs_teacher:
+        refuse_unused(settings, ENCODING, "no margin is asked for, so no encoder scores what is written")
+    if planned:
+        refuse_unused(settings, {"concurrency"}, "nothing is asked")
+    else:
+        refuse_unused(settings, {"price_sent", "price_written"}, "prices belong to --dry-run and --export-batch")
+    if not planned and (endpoint == "embedded" or import_batch is not None):
+        refuse_unused(settings, {"concurrency"}, "only an --endpoint of your own takes requests in flight")
 
 
 def by_hash(requests: Sequence[NegativeRequest], count: int | None) -> list[NegativeRequest]:
@@ -258,7 +312,8 @@ def mix(
             mixed = mix_queries(together(*sources), settings, seed, report)
             summary = write_negatives(work.path, mixed)
             say(str(report))
-            work.finish(summary=summary.as_json(), mix=report.as_json(), versions=versions())
+            teachers = sorted({teacher for source in sources for teacher in source.manifest.facts.get("teachers", ())})
+            work.finish(summary=summary.as_json(), mix=report.as_json(), teachers=teachers, versions=versions())
         return Negatives.open(work.out)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negatron import store
 from negatron.data.collection import Collection
-from negatron.errors import MissingExtra, NegatronError
+from negatron.errors import MissingExtra, NegatronError, SettingError
 from negatron.evaluation import benchmark
 from negatron.evaluation.measures import Measure
 from negatron.identity import same_words
@@ -20,7 +20,7 @@ from negatron.models.encoder import folder_fingerprint, local_folder, unit_lengt
 from negatron.models.precision import autocast
 from negatron.negatives.records import Negatives
 from negatron.progress import say
-from negatron.types import JudgedQuery, Negative, ScoredDocument, TrainingExample
+from negatron.types import Document, JudgedQuery, Negative, Query, ScoredDocument, TrainingExample
 from negatron.verbs.common import DEFAULT_MODEL, Data, MiningSettings, load, place, settings_of, versions
 from negatron.verbs.evaluation import judged_corpus
 from negatron.verbs.negatives import mine
@@ -63,24 +63,31 @@ def examples_of(
 ) -> tuple[list[TrainingExample], dict[str, int]]:
     """Training examples of a split's pairs with the kept negatives of their queries, and counts of what is missing.
 
-    No known positive of a query, nor a copy of one, can be among its negatives, whoever wrote the file: raises NegatronError.
+    No known positive of a query, nor a copy of one, can be among its negatives, whoever wrote the file: raises NegatronError. So does a
+    split without pairs, and a file that holds other queries under the same ids, or a negative for none of the pairs.
     """
     pairs = collection.pairs(split, limit=limit)
+    if not pairs.pairs:
+        raise NegatronError(
+            f"{collection.name} has no pair to train on in {split}; a held-out split asks the same as {pairs.dropped_queries:,} queries"
+        )
     positives = collection.positives(split)
     stored = {item.query.id: item for item in negatives} if negatives is not None else {}
     examples = []
     for query, positive in pairs.pairs:
         own = kept_negatives(stored[query.id]) if query.id in stored else ()
+        if own:
+            refuse_false_negatives(query, stored[query.id].query, positives[query.id], own)
         known = frozenset(document.content for document in positives[query.id])
-        folded = {same_words(content) for content in known}
-        if clash := [n.document.id for n in own if same_words(n.document.content) in folded]:
-            raise NegatronError(
-                f"the negatives of query {query.id} hold {clash[0]}, a known positive of it or a copy; "
-                "mine or filter them again for this data set"
-            )
         examples.append(TrainingExample(query, positive, own, known))
     counts = Counter(len(example.negatives) for example in examples)
-    most = max(counts, default=0)
+    most = max(counts)
+    if negatives is not None and most == 0:
+        found = sum(query.id in stored for query, _ in pairs.pairs)
+        raise NegatronError(
+            f"none of the {len(examples):,} pairs of {split} has a negative: the folder holds the queries of {found:,} of them and keeps "
+            "no candidate; mine for this data set and split, loosen the filters, or train with in-batch negatives only (--negatives none)"
+        )
     facts = {
         "pairs": len(examples),
         "dropped_queries": pairs.dropped_queries,
@@ -90,6 +97,22 @@ def examples_of(
         "pairs_without_negatives": counts[0] if most else 0,
     }
     return examples, facts
+
+
+def refuse_false_negatives(query: Query, stored: Query, positives: Sequence[Document], negatives: Sequence[Negative]) -> None:
+    """Raises NegatronError when a negative is a known positive of the query or a copy of one, or was made for another query."""
+    if same_words(stored.text) != same_words(query.text):
+        raise NegatronError(
+            f"query {query.id} reads {stored.text[:80]!r} in the negatives and {query.text[:80]!r} in the data set; mine for this data set"
+        )
+    known = {document.id for document in positives}
+    folded = {same_words(text) for document in positives for text in (document.content, document.text)}
+    for negative in negatives:
+        if negative.document.id in known or same_words(negative.document.content) in folded:
+            raise NegatronError(
+                f"the negatives of query {query.id} hold {negative.document.id}, a known positive of it or a copy; "
+                "mine or filter them again for this data set"
+            )
 
 
 def kept_negatives(item: JudgedQuery) -> tuple[Negative, ...]:
@@ -120,10 +143,16 @@ def train(
     except ImportError as error:
         raise MissingExtra(str(error.name), "train") from error
     settings = settings_of(trainer.TrainingSettings, settings, changes)
+    if pairs is not None and pairs < 1:
+        raise SettingError(f"pairs = {pairs}: expected a number of training pairs, at least 1")
     collection = load(data)
+    for name in (split, dev_split):
+        if name is not None:
+            collection.split(name)
     folder = local_folder(model_catalog.resolve_model(str(model)))
     if negatives == "mine":
-        recipe = MiningSettings(negatives=3, max_length=settings.max_length, pairs=pairs)
+        given = {"negatives": 3, "max_length": settings.max_length, "pairs": pairs, "precision": settings.precision}
+        recipe = MiningSettings.checked(given, place="mining for this training")
         negatives = mine(collection, model=model, split=split, settings=recipe, seed=settings.seed)
     source = Negatives.open(negatives) if isinstance(negatives, str | Path) else negatives
     inputs = {
