@@ -3,11 +3,12 @@
     python benchmarks/peer_quality.py --side peer --data scifact --seeds 13 14 15
     python benchmarks/peer_quality.py --side ours --data scifact --seeds 13 14 15
     python benchmarks/peer_quality.py --side compare --data scifact --json
+    python benchmarks/peer_quality.py --side peer --data nfcorpus --pairs 500 --seeds 13 --length 64
 
 Data sets are BEIR folders below the folder that NEGATRON_DATA names. Arms: none (in-batch negatives only), bm25, dense.
 The recipe of both sides: MiniLM-L6, length 128, one epoch, batch 128, lr 2e-5, 3 hard negatives, temperature 0.05, linear decay
-after 10 % warm-up, bf16 autocast for encoding and training where the CPU has it (--fp32 turns that off). The peer's BM25 negatives come from bm25s (it has no lexical miner), its dense ones from `mine_hard_negatives`
-with relative margin 0.05. Results are kept per query in `benchmarks/results/`, so that the peer runs once.
+after 10 % warm-up, bf16 autocast for encoding and training where the CPU has it (--fp32 turns that off). The peer's BM25 negatives come from bm25s (it has no lexical miner), its dense
+ones from `mine_hard_negatives` with relative margin 0.05. Results are kept per query in `benchmarks/results/`, so that the peer runs once.
 """
 
 from __future__ import annotations
@@ -204,11 +205,17 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["before", *ARMS], choices=["before", *ARMS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[13, 14, 15])
     parser.add_argument("--pairs", type=int, default=None, help="train on this many pairs only")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens at which texts are cut")
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    globals()["LENGTH"] = options.length
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folder = Path(os.environ["NEGATRON_DATA"]) / options.data
+    folder = Path(os.environ.get("NEGATRON_DATA", "")) / options.data
+    if not folder.is_dir():
+        from negatron.data.catalog import fetch
+
+        folder = fetch(options.data)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.side == "compare":
         compare(options.data, options.arms, options.seeds, options.json)
@@ -220,7 +227,7 @@ def main() -> None:
                 continue
             result = {"peer": peer, "ours": ours}[options.side](folder, arm, seed, options.pairs, not options.fp32)
             mean = sum(result["per_query"].values()) / len(result["per_query"])
-            result = {"side": options.side, "data": options.data, "arm": arm, "seed": seed, "ndcg@10": mean, **result}
+            result = {"side": options.side, "data": options.data, "arm": arm, "seed": seed, "length": LENGTH, "ndcg@10": mean, **result}
             result["per_query"] = {q: round(v, 6) for q, v in result["per_query"].items()}
             path.write_text(json.dumps(result, indent=0) + "\n")
             print(options.side, options.data, arm, seed, f"{mean:.4f}", result["pairs"], result["seconds"], file=sys.stderr, flush=True)

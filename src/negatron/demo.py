@@ -56,13 +56,13 @@ class DemoSettings(Settings):
 
     data: str = "code-search"
     """Name of a data set with the splits train, dev and test."""
-    documents: int = Field(default=3000, ge=100)
+    documents: int = Field(default=2400, ge=100)
     """Documents of the corpus: all that dev and test judge, the rest from the training part, by a hash of their ids."""
-    pairs: int = Field(default=640, ge=10)
+    pairs: int = Field(default=448, ge=10)
     """Training pairs."""
     negatives: int = Field(default=3, ge=1)
     """Hard negatives of each pair, the same number in every arm that has any."""
-    written: int = Field(default=120, ge=1)
+    written: int = Field(default=96, ge=1)
     """Queries that the language model writes a negative for."""
     ratio: float = Field(default=0.5, gt=0)
     """R = written : retrieved in the mix; 0.5 is 1 of 3."""
@@ -193,7 +193,7 @@ def make_models(
 ) -> dict[str, Trained]:
     """One model an arm, on the same pairs with the same recipe and seed."""
     recipe = TrainingSettings(
-        batch_size=settings.batch_size, learning_rate=settings.learning_rate, max_length=settings.max_length, seed=seed, evaluate_every=5
+        batch_size=settings.batch_size, learning_rate=settings.learning_rate, max_length=settings.max_length, seed=seed, evaluate_every=3
     )
     found = {}
     for arm, name in ARMS.items():
@@ -230,9 +230,8 @@ def run_demo(out: Path, settings: DemoSettings, seed: int = 13) -> DemoResult:
     with stages.stage("data and models"):
         data = make_data(out / "data", settings)
         sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in data.judgements.items())
-        say(
-            f"corpus {len(data.documents):,} documents; pairs {sizes}; training on {settings.pairs:,}; texts cut at {settings.max_length} tokens"
-        )
+        say(f"corpus {len(data.documents):,} documents; judgements: {sizes}")
+        say(f"training on {settings.pairs:,} pairs; texts cut at {settings.max_length} tokens")
     negatives = make_negatives(out / "negatives", data, settings, seed, stages)
     models = make_models(out / "models", data, negatives, settings, seed, stages)
     sides = make_evaluations(out / "evaluations", data, models, settings, stages)

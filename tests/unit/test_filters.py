@@ -69,7 +69,9 @@ def test_the_weakest_positive_sets_the_limit() -> None:
     assert kept(RelativeMargin(0.0), positives, [candidate("a", "a", 0.6), candidate("b", "b", 0.49)]) == [False, True]
 
 
-@pytest.mark.parametrize(("against", "expected"), [("lowest", [False, False, True]), ("median", [False, True, True]), ("highest", [True, True, True])])
+@pytest.mark.parametrize(
+    ("against", "expected"), [("lowest", [False, False, True]), ("median", [False, True, True]), ("highest", [True, True, True])]
+)
 def test_a_margin_is_measured_from_the_positive_that_is_asked_for(against: str, expected: list[bool]) -> None:
     positives = [Positive(Document(str(n), str(n)), score) for n, score in enumerate((0.9, 0.5, 0.2))]
     candidates = [candidate("a", "a", 0.6), candidate("b", "b", 0.4), candidate("c", "c", 0.1)]
