@@ -7,8 +7,9 @@
 
 Data sets are BEIR folders below the folder that NEGATRON_DATA names. Arms: none (in-batch negatives only), bm25, dense.
 The recipe of both sides: MiniLM-L6, length 128, one epoch, batch 128, lr 2e-5, 3 hard negatives, temperature 0.05, linear decay
-after 10 % warm-up, bf16 autocast for encoding and training where the CPU has it (--fp32 turns that off). The peer's BM25 negatives come from bm25s (it has no lexical miner), its dense
-ones from `mine_hard_negatives` with relative margin 0.05. Results are kept per query in `benchmarks/results/`, so that the peer runs once.
+after 10 % warm-up, bf16 autocast for encoding and training where the CPU has it (--fp32 turns that off). The peer's BM25 negatives come
+from bm25s (it has no lexical miner), its dense ones from `mine_hard_negatives` with relative margin 0.05. Results are kept per query in
+`benchmarks/results/`, so that the peer runs once.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from negatron.errors import NegatronError, SettingError
+from negatron.errors import NegatronError, SettingError, nearest
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
@@ -350,17 +350,54 @@ def data_check(data: Annotated[Path, typer.Argument(metavar="DATA", help="A BEIR
 
 @data_app.command("import")
 def data_import(
-    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="CSV, TSV, JSON, JSONL or Parquet, a pair a row.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV, JSON, JSONL or Parquet, a pair a row; or another tool's format.")],
     out: Annotated[Path, typer.Option("--out", metavar="DATA", help="The BEIR folder to write.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the queries; guessed where only one can be meant.")] = None,
     positive_column: Annotated[str | None, typer.Option(help="Column of the positives.")] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="pairs, or sentence-transformers, triplets, labelled, flagembedding, tevatron.")
+    ] = "pairs",
+    negatives: Annotated[Path | None, typer.Option(metavar="NEG", help="Where negatives go that come with such a format.")] = None,
     json_: Json = False,
 ) -> None:
-    """Make a data set out of plain pairs, with a fixed train/dev/test split. Example: negatron data import pairs.csv --out my-data."""
-    from negatron.data.importing import import_pairs
+    """Make a data set out of plain pairs, with a fixed train/dev/test split, or out of another tool's training file.
 
-    counts = import_pairs(pairs, out, query_column=query_column, positive_column=positive_column)
-    show(counts, counts.as_json(), json_)
+    Example: negatron data import pairs.csv --out my-data
+    """
+    if format_ == "pairs":
+        from negatron.data.importing import import_pairs
+
+        if negatives is not None:
+            raise SettingError("--negatives: plain pairs bring no negatives; name the --format of the file")
+        counts = import_pairs(file, out, query_column=query_column, positive_column=positive_column)
+        show(counts, counts.as_json(), json_)
+    else:
+        from negatron.verbs.negatives import import_training_file
+
+        if query_column or positive_column:
+            raise SettingError(f"--query-column and --positive-column are for plain pairs; {format_} has fixed names")
+        made = import_training_file(file, format_, out, negatives)
+        show(", ".join(f"{count:,} {what}" for what, count in made.items()) + f" in {out}", made, json_)
+
+
+@data_app.command("export")
+def data_export(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    format_: Annotated[str, typer.Option("--format", help="beir, or hub: Parquet in the form of MTEB's Hugging Face data sets.")] = "hub",
+) -> None:
+    """Write a data set as a BEIR folder or in the form of a Hugging Face data set.
+
+    Example: negatron data export my-data --format hub --out my-data-hub
+    """
+    from negatron.data.beir import write_beir
+    from negatron.data.hub import write_saved
+    from negatron.verbs.common import load
+
+    writers = {"beir": write_beir, "hub": write_saved}
+    if format_ not in writers:
+        raise SettingError(f"there is no format {format_!r}{nearest(format_, writers)}")
+    sys.stdout.write(f"{writers[format_](load(data), out)}\n")
 
 
 @models_app.command("list")

@@ -1,15 +1,19 @@
-"""Random collections full of what goes wrong in real ones, and an encoder that knows every text."""
+"""Random collections full of what goes wrong in real ones, an encoder that knows every text, and a store of vectors that keeps none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from negatron.data.collection import Collection
 from negatron.identity import same_words, stream
-from negatron.seams import Float32Array
+from negatron.models.vectors import VectorStore
+from negatron.seams import Encoder, Float32Array
 from negatron.types import Document, Judgement, Query
 
 WORDS = [f"{first}{second}{first}n" for first in "bdgkmprt" for second in "aeiou"]
@@ -51,16 +55,33 @@ class WordEncoder:
 
     def encode_queries(self, texts: Sequence[str]) -> Float32Array:
         """[n, 16], unit length."""
-        vectors = np.asarray([np.sum([self.word(word) for word in same_words(text).split()], axis=0) for text in texts], np.float32)
+        vectors = np.asarray([np.sum([word_vector(word) for word in same_words(text).split()], axis=0) for text in texts], np.float32)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     encode_documents = encode_queries
 
-    @staticmethod
-    def word(word: str) -> list[float]:
-        """The vector of a word."""
-        draw = stream(0, "word", word)
-        return [draw.gauss(0, 1) for _ in range(16)]
+
+@lru_cache
+def word_vector(word: str) -> list[float]:
+    """The vector of a word."""
+    draw = stream(0, "word", word)
+    return [draw.gauss(0, 1) for _ in range(16)]
+
+
+class PassingStore(VectorStore):
+    """Encodes each time anew and writes nothing, so that hundreds of searches cost no disk."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("nowhere"))
+
+    def encode(self, encoder: Encoder, texts: Sequence[str], role: Literal["query", "document"], label: str = "encode") -> Float32Array:
+        """[n, D], in the order of the texts."""
+        return encoder.encode_queries(texts) if role == "query" else encoder.encode_documents(texts)
+
+
+@pytest.fixture(scope="session")
+def passing_store() -> VectorStore:
+    return PassingStore()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Hugging Face data sets in the form of MTEB: `corpus` (_id, title, text), `queries` (_id, text), judgements (query-id, corpus-id, score).
 
-`read_hub` asks the hub; `read_saved` reads a folder with a part of each name: saved by `save_to_disk`, or Parquet files whose names
+`read_hub` asks the hub; `write_saved` writes Parquet files in that form; `read_saved` reads a folder with a part of each name: saved by `save_to_disk`, or Parquet files whose names
 begin with their split, as the hub itself stores them. Ids that a table holds as numbers become their decimal digits.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from negatron import store
 from negatron.data.beir import SPLIT_ORDER, Keeper
 from negatron.data.collection import Collection
 from negatron.data.lines import Findings, describe
@@ -51,6 +52,44 @@ def read_saved(folder: Path) -> Collection:
         missing = "queries" if judgements is not None else " or ".join(JUDGEMENT_PARTS)
         raise DataError(f"has a part corpus but no part {missing}; expected corpus, queries and default", folder)
     return collected(folder.resolve().name, part(folder / "corpus"), part(folder / "queries"), part(judgements), folder)
+
+
+def write_saved(collection: Collection, out: Path) -> Path:
+    """Writes a collection as Parquet in the parts corpus, queries and default, whole or not at all: `read_saved` gives it back.
+
+    The folder opens with `datasets.load_dataset(str(out), data_dir=...)` and can be pushed to the hub as it is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, dict[str, list[Any]]] = {
+        "corpus/corpus": {
+            "_id": [d.id for d in collection.documents.values()],
+            "title": [d.title for d in collection.documents.values()],
+            "text": [d.text for d in collection.documents.values()],
+        },
+        "queries/queries": {
+            "_id": [q.id for q in collection.queries.values()],
+            "text": [q.text for q in collection.queries.values()],
+        },
+        **{
+            f"default/{split}": {
+                "query-id": [row.query_id for row in rows],
+                "corpus-id": [row.document_id for row in rows],
+                "score": [row.grade for row in rows],
+            }
+            for split, rows in collection.judgements.items()
+        },
+    }
+    with store.begin(out, kind="data", inputs={"data": collection.fingerprint, "form": "hub"}) as work:
+        if work.finished is None:
+            for name, values in columns.items():
+                path = work.path / f"{name}.parquet"
+                path.parent.mkdir(exist_ok=True)
+                types = [pa.int64() if column == "score" else pa.string() for column in values]
+                pq.write_table(pa.table([pa.array(v, t) for v, t in zip(values.values(), types, strict=True)], names=list(values)), path)
+            work.finish()
+    return work.out
 
 
 def part(folder: Path) -> Splits:

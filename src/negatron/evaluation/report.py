@@ -232,7 +232,7 @@ def headline(data: ReportData) -> list[str]:
         kind = "a baseline" if ranked[0].kind == "baseline" else "a trained model"
         sentences.append(f"The highest {data.measure} of all is {ranked[0].values[data.measure]:.3f}: {ranked[0].name}, {kind}.")
     if compared:
-        widest = max(comparison.smallest_visible for _, comparison in compared)
+        widest = widest_blind_spot([comparison for _, comparison in compared])
         queries = max(comparison.queries for _, comparison in compared)
         sentences.append(
             f"With {queries:,} queries, a true difference below about {widest:.3f} is missed more than one time in five: "
@@ -241,13 +241,18 @@ def headline(data: ReportData) -> list[str]:
     return sentences
 
 
+def widest_blind_spot(comparisons: Sequence[Comparison]) -> float:
+    """The largest `smallest_visible` of the comparisons that show nothing, where it matters; of all where each shows something."""
+    return max(c.smallest_visible for c in [c for c in comparisons if not c.visible] or comparisons)
+
+
 def tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """Four numbers to see first, as (number, label, remark)."""
     compared = [(arm, arm.comparison) for arm in data.arms if arm.comparison is not None]
     if not compared:
         return []
     arm, comparison = max(compared, key=lambda pair: pair[1].mean_b)
-    widest = max(c.smallest_visible for _, c in compared)
+    widest = widest_blind_spot([c for _, c in compared])
     helped = sum(outcome(c) == "better" for _, c in compared)
     return [
         (f"{comparison.mean_b:.3f}", f"{data.measure} of {arm.name}", "the highest of the arms that were compared"),

@@ -323,6 +323,23 @@ def export(negatives: Negatives | Path | str, format: str, out: Path | str) -> d
     return formats.export(source, format, Path(out))
 
 
+def import_training_file(file: Path, format: str, out: Path, negatives: Path | None = None) -> dict[str, int]:
+    """Another tool's training file as a data set and, where `negatives` is given, its negatives as a folder of ours; returns counts."""
+    found = formats.read(file, format)
+    formats.write_beir(found.collection, out)
+    counts = {
+        "documents": len(found.collection.documents),
+        "queries": len(found.collection.queries),
+        "negatives": sum(len(item.judged) for item in found.judged),
+    }
+    if negatives is not None:
+        inputs = {"data": found.collection.fingerprint, "format": format}
+        with store.begin(negatives, kind=NEGATIVES, inputs=inputs) as work:
+            if work.finished is None:
+                work.finish(summary=write_negatives(work.path, found.judged).as_json(), versions=versions())
+    return counts
+
+
 @dataclass(frozen=True)
 class Biography:
     """What became of every candidate of a query."""
