@@ -218,7 +218,8 @@ def make_evaluations(
     found = {}
     for name, (folder, spec) in specs.items():
         with stages.stage(f"evaluate: {name}"):
-            found[name] = evaluate(spec, data, out=out / folder, settings=measured, name=name).evaluation
+            own = EvaluationSettings() if spec == "bm25" else measured  # words are not cut
+            found[name] = evaluate(spec, data, out=out / folder, settings=own, name=name).evaluation
     return found
 
 

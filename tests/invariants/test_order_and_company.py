@@ -174,7 +174,7 @@ def test_bm25_ties_go_by_id_and_a_word_more_often_asked_counts_more() -> None:
 
 
 def test_bm25_is_the_formula_written_out() -> None:
-    """Lucene's BM25: idf = ln(1 + (N - n + 0.5) / (n + 0.5)); a word counts f / (f + k1 (1 - b + b L / mean L)), without the factor k1 + 1."""
+    """Lucene: a word counts ln(1 + (N - n + 0.5) / (n + 0.5)) f / (f + k1 (1 - b + b L / mean L)), without the factor k1 + 1."""
     texts = ["red red blue", "blue green", "red green green green yellow"]
     k1, b = 1.7, 0.6
     searcher = BM25Searcher([Document(str(n), text) for n, text in enumerate(texts)], "c", BM25Settings(k1=k1, b=b, language="plain"))

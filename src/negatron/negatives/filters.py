@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median_low
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from negatron.errors import SettingError
 from negatron.identity import same_words
@@ -178,6 +178,13 @@ class FilterSettings(Settings):
     margin_against: Literal["lowest", "median", "highest"] = "median"
     """Which of a query's positives margins are measured from. "lowest" is the choice of sentence-transformers and NeMo; where queries have
     dozens of positives the weakest is so weak that it leaves no negatives (nfcorpus: docs/notebook.md)."""
+
+    @model_validator(mode="after")
+    def every_setting_has_an_effect(self) -> Self:
+        """Refuses to be told from which positive to measure a margin that is not asked for."""
+        if "margin_against" in self.model_fields_set and not self.needs_teacher:
+            raise ValueError(f"margin_against = {self.margin_against!r} has no effect here: both margins are off; leave it out")
+        return self
 
     @property
     def needs_teacher(self) -> bool:

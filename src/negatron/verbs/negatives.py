@@ -143,6 +143,7 @@ class RefilterSettings(FilterSettings):
 
 def filter_negatives(
     negatives: Negatives | Path | str,
+    /,  # a setting has the same name
     *,
     out: Path | str | None = None,
     settings: RefilterSettings | None = None,
