@@ -385,6 +385,7 @@ def data_export(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     format_: Annotated[str, typer.Option("--format", help="beir, or hub: Parquet in the form of MTEB's Hugging Face data sets.")] = "hub",
+    json_: Json = False,
 ) -> None:
     """Write a data set as a BEIR folder or in the form of a Hugging Face data set.
 
@@ -397,7 +398,8 @@ def data_export(
     writers = {"beir": write_beir, "hub": write_saved}
     if format_ not in writers:
         raise SettingError(f"there is no format {format_!r}{nearest(format_, writers)}")
-    sys.stdout.write(f"{writers[format_](load(data), out)}\n")
+    place = writers[format_](load(data), out)
+    show(place, {"folder": str(place)}, json_)
 
 
 @models_app.command("list")

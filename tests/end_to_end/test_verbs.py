@@ -58,14 +58,8 @@ def partial_folders(place: Path) -> list[str]:
 def test_the_verbs_are_those_of_the_contract() -> None:
     contract = "demo mine synthesize filter mix export train evaluate compare search report explain"
     assert {verb for verb in VERBS if " " not in verb} >= set(contract.split())
-    assert {verb for verb in VERBS if " " in verb} >= {
-        "data list",
-        "data fetch",
-        "data check",
-        "data import",
-        "models list",
-        "models fetch",
-    }
+    groups = {"data list", "data fetch", "data check", "data import", "data export", "models list", "models fetch"}
+    assert {verb for verb in VERBS if " " in verb} >= groups
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -174,6 +168,22 @@ def test_imported_pairs_can_be_mined(negatron, tmp_path: Path) -> None:
     off = ("--set", "relative_margin=off", "--set", "near_copy=off")
     found = negatron("mine", tmp_path / "data", "--source", "bm25", *off, "--out", tmp_path / "neg", "--json").json
     assert found["summary"]["queries"] == len(made.pairs("train").pairs) > 100
+
+
+@pytest.mark.parametrize("format_", ["beir", "hub"])
+def test_an_exported_data_set_loads_as_the_same_collection(format_: str, negatron, data: Path, tmp_path: Path) -> None:
+    negatron("data", "export", data, "--format", format_, "--out", tmp_path / "out", "--json")
+    collection, back = load(data), load(tmp_path / "out")
+    assert (dict(back.documents), dict(back.queries)) == (dict(collection.documents), dict(collection.queries))
+    assert {split: set(rows) for split, rows in back.judgements.items()} == {s: set(rows) for s, rows in collection.judgements.items()}
+
+
+def test_a_training_file_of_another_tool_becomes_a_data_set_with_its_negatives(negatron, mined: Path, tmp_path: Path) -> None:
+    negatron("export", mined, "--format", "flagembedding", "--out", tmp_path / "train.jsonl")
+    imported = ("--out", tmp_path / "data", "--negatives", tmp_path / "neg")
+    counts = negatron("data", "import", tmp_path / "train.jsonl", "--format", "flagembedding", *imported, "--json").json
+    assert by_text(Negatives.open(tmp_path / "neg")) == by_text(Negatives.open(mined))
+    assert counts["documents"] == len(load(tmp_path / "data").documents)
 
 
 # ---- negatives -----------------------------------------------------------------------------------------------------------------------

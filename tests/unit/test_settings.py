@@ -35,7 +35,7 @@ def test_off_means_none() -> None:
         Example.read(assignments=["batch_size=off"])
 
 
-@pytest.mark.parametrize("text", ["batch_size=0", "batch_size=2.5", "batch_size=two", "margin='x'"])
+@pytest.mark.parametrize("text", ["batch_size=0", "batch_size=2.5", "batch_size=two", "batch_size='3'", "margin='x'", "names=['a', 1]"])
 def test_a_wrong_value_is_refused_by_name(text: str) -> None:
     with pytest.raises(SettingError, match=text.partition("=")[0]):
         Example.read(assignments=[text])

@@ -80,6 +80,37 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path: Path) -> 
     assert sorted(read_manifest(out).files) == ["a.txt"]
 
 
+def test_a_process_killed_while_it_writes_the_manifest_leaves_no_result(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from negatron import store
+        whole = store.write_json
+        store.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL) if path.name == store.MANIFEST else whole(path, value)
+        with store.begin(Path(sys.argv[1]), kind="test", inputs={}) as work:
+            (work.path / "a.txt").write_text("whole")
+            work.finish()
+    """
+    out = tmp_path / "x"
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(out)], check=False, env=dict(os.environ))
+    assert run.returncode == -signal.SIGKILL
+    assert not out.exists() and (partial_path(out) / "a.txt").read_text() == "whole"
+
+
+def test_a_block_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NegatronError), begin(tmp_path / "x", kind="test", inputs={}):
+        raise NegatronError("a wrong setting")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    build(tmp_path / "x")
+    with pytest.raises(DataError, match="holds test, expected negatives"):
+        read_manifest(tmp_path / "x", "negatives")
+    with pytest.raises(NegatronError, match="it holds test, not negatives"), begin(tmp_path / "x", kind="negatives", inputs={}):
+        raise AssertionError
+
+
 def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
     build(tmp_path / "x", "hello")
     (tmp_path / "x" / "a.txt").write_text("hel")

@@ -1,7 +1,8 @@
 """Hugging Face data sets in the form of MTEB: `corpus` (_id, title, text), `queries` (_id, text), judgements (query-id, corpus-id, score).
 
-`read_hub` asks the hub; `write_saved` writes Parquet files in that form; `read_saved` reads a folder with a part of each name: saved by `save_to_disk`, or Parquet files whose names
-begin with their split, as the hub itself stores them. Ids that a table holds as numbers become their decimal digits.
+`read_hub` asks the hub; `write_saved` writes Parquet files in that form; `read_saved` reads a folder with a part of each name: saved by
+`save_to_disk`, or Parquet files whose names begin with their split, as the hub itself stores them. Ids that a table holds as numbers become
+their decimal digits.
 """
 
 from __future__ import annotations

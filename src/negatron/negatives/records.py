@@ -193,6 +193,8 @@ class Negatives:
             if any(j.candidate.query_id != row["query_id"] for j in judged):
                 raise DataError(f"candidates of query {row['query_id']} are not where queries.parquet says", self.path / JUDGED)
             yield JudgedQuery(Query(row["query_id"], row["text"]), positives, judged)
+        if next(candidates, None) is not None:
+            raise DataError("holds more candidates than queries.parquet says; make the folder again", self.path / JUDGED)
 
     def find(self, query_id: str) -> JudgedQuery:
         """One query's record. Raises NegatronError when there is none."""
