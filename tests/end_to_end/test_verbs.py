@@ -72,7 +72,6 @@ def test_the_help_of_every_verb_has_an_example_and_json(verb: str, negatron) -> 
 @pytest.mark.parametrize(
     ("arguments", "wrong", "meant"),
     [
-        ("demo", "documents_=5", "documents"),
         ("mine {data}", "dept=5", "depth"),
         ("filter {mined}", "relativ_margin=0.1", "relative_margin"),
         ("synthesize {data}", "temprature=1", "temperature"),
@@ -80,6 +79,7 @@ def test_the_help_of_every_verb_has_an_example_and_json(verb: str, negatron) -> 
         ("train {data}", "bacth_size=2", "batch_size"),
         ("evaluate bm25 {data}", "measure=['ndcg@5']", "measures"),
         ("search bm25 {data} words", "max_lenght=9", "max_length"),
+        ("demo", "documents_=5", "documents"),
     ],
 )
 def test_an_unknown_setting_ends_in_one_line_with_the_nearest_name(arguments: str, wrong: str, meant: str, negatron, data, mined) -> None:
