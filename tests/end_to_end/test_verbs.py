@@ -144,6 +144,13 @@ main(["mine", {str(data)!r}, "--source", "bm25", "--set", "relative_margin=off",
     assert "Traceback" not in ended.stderr and not (tmp_path / "neg").exists()
 
 
+@pytest.mark.parametrize("arguments", ["data list", "models list", "filter {mined} --set relative_margin=0", "explain {mined} q-rain"])
+def test_json_is_one_object_alone_on_stdout(arguments: str, negatron, mined: Path) -> None:
+    said = negatron(*arguments.format(mined=mined).split(), "--json")
+    assert isinstance(said.json, dict) and said.json and said.out.startswith("{") and said.out.endswith("}\n")
+    assert not negatron(*arguments.format(mined=mined).split()).out.startswith("{"), "without it, words"
+
+
 # ---- data ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -93,9 +93,10 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
 
-def test_a_broken_link_would_be_seen() -> None:
-    text = "# A b\n[x](missing.md) [y](#a-b) [z](#c) ![p](missing.png) [w](https://example.org)"
-    assert broken_links(DOCS / "page.md", text) == ["missing.md", "#c", "missing.png"]
+def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[x](missing.md) [y](#a-b) [z](#c) [u](page.md#d) ![p](missing.png) [w](https://example.org)", encoding="utf-8")
+    assert broken_links(page, page.read_text(encoding="utf-8")) == ["missing.md", "#c", "page.md#d", "missing.png"]
 
 
 # ---- commands ------------------------------------------------------------------------------------------------------------------------
