@@ -139,10 +139,10 @@ class Work:
         }
         identity = fingerprint(self.kind, {name: entry["sha256"] for name, entry in files.items()})
         manifest = Manifest(self.kind, identity, self.inputs, files, facts)
-        (self.path / INPUTS).unlink(missing_ok=True)
-        (self.path / "lock").unlink(missing_ok=True)
         write_json(self.path / MANIFEST, manifest.as_json())
         self.path.rename(self.out)
+        for name in (INPUTS, "lock"):  # only now: without them a kill just before the rename would lose the partial folder
+            (self.out / name).unlink(missing_ok=True)
         self.finished = manifest
         self.close()
         return manifest

@@ -11,7 +11,7 @@ from negatron.errors import SettingError, nearest
 from negatron.identity import fingerprint, fingerprint_texts, same_words
 from negatron.types import Document, Judgement, NegativeRequest, Query
 
-HELD_OUT = ("test", "dev")
+HELD_OUT = ("test", "dev", "validation")
 """Splits whose queries training must not see."""
 
 
