@@ -150,9 +150,12 @@ def filter_negatives(
     seed: int = 0,
     **changes: Any,
 ) -> Negatives:
-    """Stored candidates judged again with other limits, from their stored scores: no model is asked, nothing is mined again."""
-    settings = settings_of(RefilterSettings, settings, changes)
+    """Stored candidates judged again with other limits, from their stored scores: no model is asked, nothing is mined again.
+
+    What is not given stays as it was when the folder was made.
+    """
     source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
+    settings = as_made(source, settings_of(RefilterSettings, settings, changes))
     if settings.needs_teacher and len(source.manifest.facts.get("teachers", ())) > 1:
         raise SettingError(
             f"{source.path} mixes scores of several encoders, which no margin can compare; filter its parts before they are mixed, "
@@ -166,6 +169,16 @@ def filter_negatives(
             kept_facts = {name: fact for name, fact in source.manifest.facts.items() if name != "mix"}  # the mixture's choice is gone
             work.finish(**{**kept_facts, "summary": write_negatives(work.path, chosen).as_json(), "versions": versions()})
         return Negatives.open(work.out)
+
+
+def as_made(source: Negatives, given: RefilterSettings) -> RefilterSettings:
+    """The settings given, completed by those that the folder was made with, and only then by the defaults."""
+    stored = {key: value for key, value in source.manifest.inputs.get("settings", {}).items() if key in RefilterSettings.model_fields}
+    wanted = {**stored, **given.model_dump(exclude_unset=True)}
+    margins = [wanted.get(key, RefilterSettings.model_fields[key].default) for key in ("relative_margin", "absolute_margin")]
+    if margins == [None, None] and "margin_against" not in given.model_fields_set:
+        wanted.pop("margin_against", None)
+    return RefilterSettings.checked(wanted)
 
 
 class WritingSettings(SynthesisSettings, EncodingSettings, FilterSettings):
