@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,20 @@ Split = Annotated[str, typer.Option(help="Which judgements: the name of a file i
 def show(result: object, as_json: dict[str, Any], json_wanted: bool) -> None:
     """A result on stdout, as text or as one JSON object."""
     sys.stdout.write((json.dumps(as_json, ensure_ascii=False, indent=1) if json_wanted else str(result)) + "\n")
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        sys.stdout.write(f"negatron {metadata.version('negatron')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    """Better dense retrievers by getting their negatives right. Example: negatron demo."""
 
 
 @app.command()
@@ -171,7 +186,9 @@ def mix(
 @app.command()
 def export(
     negatives: NegativesArgument,
-    format_: Annotated[str, typer.Option("--format", help="sentence-transformers, triplets, flagembedding, tevatron, beir or trec.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="sentence-transformers, triplets, labelled, flagembedding, tevatron, beir or trec.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File or folder to write.")],
     json_: Json = False,
 ) -> None:
@@ -338,11 +355,15 @@ def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")], json_: Json
 
 
 @data_app.command("check")
-def data_check(data: Annotated[Path, typer.Argument(metavar="DATA", help="A BEIR folder.")], json_: Json = False) -> None:
+def data_check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A BEIR folder, or a name of `negatron data list`.")], json_: Json = False
+) -> None:
     """Tell of every damage of a BEIR folder, with file and line. Exit code 2 when there is any. Example: negatron data check my-data."""
+    from negatron.data import catalog
     from negatron.data.check import check
 
-    result = check(data)
+    folder = Path(data) if Path(data).exists() else catalog.own_folder(data)
+    result = check(folder or (catalog.fetch(data) if data in catalog.entries() else Path(data)))
     show(result, result.as_json(), json_)
     if not result.ok:
         raise typer.Exit(2)

@@ -5,6 +5,7 @@ An unknown key or a wrong type is refused, with the key, the value, what was exp
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def in_words(cls: type[Settings], place: str, error: Any) -> str:
         return f"{place}: there is no setting {key!r}{nearest(key, cls.model_fields)}"
     if error["type"] == "value_error":
         return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "tuple_type":
+        return f"{place}: {key} = {error['input']!r}: expected a list, such as {key} = [{json.dumps(str(error['input']))}]"
     return f"{place}: {key} = {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"
 
 

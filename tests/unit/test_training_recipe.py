@@ -4,7 +4,7 @@ from negatron.errors import SettingError
 from negatron.training.recipe import TrainingSettings, learning_rate_at
 
 
-@pytest.mark.parametrize(("total", "share"), [(1, 0.1), (7, 0.1), (40, 0.25), (5, 0.0)])
+@pytest.mark.parametrize(("total", "share"), [(2, 0.1), (7, 0.1), (40, 0.25), (5, 0.0)])
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_the_learning_rate_is_that_of_transformers_at_every_step(schedule, total, share):
     torch = pytest.importorskip("torch", reason="needs negatron[train]")
@@ -21,6 +21,11 @@ def test_the_learning_rate_is_that_of_transformers_at_every_step(schedule, total
         assert learning_rate_at(step, total, settings) == pytest.approx(made.get_last_lr()[0], abs=1e-20)
         optimiser.step()
         made.step()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_a_training_of_one_step_is_not_all_warm_up(schedule):
+    assert learning_rate_at(0, 1, TrainingSettings(schedule=schedule, warmup_share=0.1)) == 2e-5  # with 0 it would learn nothing, unsaid
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_known_name():

@@ -35,7 +35,7 @@ class TrainingSettings(Settings):
     temperature: float = Field(default=0.05, gt=0)
     """Cosines are divided by it before the softmax; smaller gives the hardest negatives more weight."""
     max_length: int | None = Field(default=None, ge=4)
-    """Tokens at which a text is cut; none = the model's own limit. It is saved with the model."""
+    """Tokens at which a text is cut; "off" = the model's own limit. It is saved with the model."""
     in_batch_negatives: bool = True
     """Whether other queries' documents count as negatives. False: only the query's own negatives."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -69,5 +69,5 @@ SCHEDULES: dict[str, Callable[[int, int, int], float]] = {"linear": linear, "con
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
     """The learning rate of step `step` (the first is 0, and has rate 0 where there is a warm-up) of `total` steps."""
-    warmup = math.ceil(settings.warmup_share * total)
+    warmup = min(math.ceil(settings.warmup_share * total), total - 1)  # a training of one step would have the rate 0 and learn nothing
     return settings.learning_rate * SCHEDULES[settings.schedule](step, warmup, total)

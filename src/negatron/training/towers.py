@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from negatron.errors import NegatronError, SettingError
 from negatron.training.gradients import Tower
@@ -34,6 +35,7 @@ def load(model: str | Path, *, max_length: int | None, device: str | None) -> Se
 
     Raises NegatronError when it cannot be loaded or has no tokenizer to count with, SettingError when max_length is more than it can read.
     """
+    disable_progress_bar()  # of loading and saving weights: less than a second
     try:
         loaded = SentenceTransformer(str(model), device=device)
     except (OSError, ValueError) as error:

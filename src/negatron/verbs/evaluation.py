@@ -81,6 +81,10 @@ def evaluate(
     if settings.corpus_split is not None:
         collection = judged_corpus(collection, settings.corpus_split)
     measures = [Measure.parse(text) for text in settings.measures]
+    if not Path(model).is_file() and (deepest := max((one.cut or 0 for one in measures), default=0)) > settings.depth:
+        raise SettingError(
+            f"a measure looks at {deepest} documents of a query, but only {settings.depth} are searched; set depth = {deepest}"
+        )
     shops = {} if Path(model).is_file() else searched_with(str(model), collection, settings)
     made_by = file_sha256(Path(model)) if not shops else {part: shop.searcher(kind_of(part)).fingerprint for part, shop in shops.items()}
     inputs = {"data": collection.fingerprint, "split": split, "model": made_by, "settings": settings.as_json(), "name": name}

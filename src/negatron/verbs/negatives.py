@@ -245,7 +245,8 @@ def synthesize(
     if dry_run or export_batch is not None:
         if export_batch is not None:
             batch_files.export_batch(planned, export_batch, llm)
-        return Planned(estimate(planned, (settings.price_sent, settings.price_written)), export_batch)
+        prices = (settings.price_sent, settings.price_written)
+        return Planned(estimate(planned, prices if any(prices) else None), export_batch)
     shop = workshop(collection, model, settings)
     writer = writer_of(endpoint, llm, settings, seed, import_batch)
     inputs = {
