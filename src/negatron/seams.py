@@ -5,7 +5,7 @@ All sequences keep their order: answer i belongs to question i, unless a line sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from negatron.types import (
     Candidate,
-    Judged,
     NegativeRequest,
     Positive,
     Query,
@@ -113,12 +112,3 @@ class Filter(Protocol):
     def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> Sequence[Verdict]:
         """One Verdict a candidate, in order, decided from what the values carry: no model is asked, no file is read."""
         ...
-
-
-class JudgedStore(Protocol):
-    """Whoever can be read as judged queries: a negatives folder, or a list in a test."""
-
-    def __iter__(self) -> Iterator[tuple[Query, Sequence[Positive], Sequence[Judged]]]: ...
-
-
-Requests = Iterable[NegativeRequest]

@@ -24,6 +24,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -37,6 +38,15 @@ TIMEOUT = 60.0
 """Seconds without a byte after which a download is given up."""
 BLOCK = 1 << 20
 Route = Literal["cache", "pip", "pypi"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel by name, version and checksum."""
+
+    name: str
+    version: str
+    sha256: str
 
 
 def cache_folder() -> Path:

