@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -334,6 +334,12 @@ def report(
     show(page, {"report": str(page)}, json_)
 
 
+def listing(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """A catalogue as lines: name, what it is, licence."""
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {row['about']} ({row['licence']})" for name, row in rows.items())
+
+
 @data_app.command("list")
 def data_list(json_: Json = False) -> None:
     """The catalogue of data sets. Example: negatron data list."""
@@ -341,8 +347,7 @@ def data_list(json_: Json = False) -> None:
 
     entries = catalog.entries()
     rows = {name: {"about": entry.about, "licence": entry.licence, "source": entry.source} for name, entry in entries.items()}
-    width = max(map(len, rows))
-    show("\n".join(f"{name:<{width}}  {row['about']} ({row['licence']})" for name, row in rows.items()), rows, json_)
+    show(listing(rows), rows, json_)
 
 
 @data_app.command("fetch")
@@ -429,8 +434,7 @@ def models_list(json_: Json = False) -> None:
     from negatron.models import catalog
 
     rows = {name: {"kind": entry.kind, "about": entry.about, "licence": entry.licence} for name, entry in catalog.entries().items()}
-    width = max(map(len, rows))
-    show("\n".join(f"{name:<{width}}  {row['about']} ({row['licence']})" for name, row in rows.items()), rows, json_)
+    show(listing(rows), rows, json_)
 
 
 @models_app.command("fetch")
