@@ -33,13 +33,13 @@ def rate(count: float, seconds: float, unit: str) -> str:
 
 
 class Meter:
-    """Counts finished units. `skipped` units were already there (a resumed run) and do not enter the rate.
+    """Counts finished units. `skipped` units were already there (a resumed run) and do not enter the rate. `quiet` ones say nothing.
 
     `with Meter("encode", 500, "texts") as meter: meter.advance(32)`
     """
 
-    def __init__(self, label: str, total: int, unit: str, *, skipped: int = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(self, label: str, total: int, unit: str, *, skipped: int = 0, quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self.quiet = label, total, unit, quiet
         self.done = self.skipped = skipped
         self.note = ""
         self._bar: Progress | None = None
@@ -47,6 +47,8 @@ class Meter:
 
     def __enter__(self) -> Self:
         self._began = self._last_line = time.monotonic()
+        if self.quiet:
+            return self
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=30), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, console=Console(stderr=True))
@@ -63,7 +65,7 @@ class Meter:
         now = time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, status=self.status())
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES and self.done < self.total:
+        elif not self.quiet and now - self._last_line >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last_line = now
             say(f"{self.label}: {self.status()}")
 
@@ -79,7 +81,7 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self.total:
+        elif kind is None and self.total and not self.quiet:
             say(f"{self.label}: {self.status()}")
 
 

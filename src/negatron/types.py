@@ -137,21 +137,27 @@ class JudgedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """A candidate that survived every filter."""
+    """A candidate that survived every filter; `teacher_score` as in Candidate, None without a teacher."""
 
     document: Document
     origins: tuple[Origin, ...]
+    teacher_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """One (query, positive) pair with its own negatives; `positives` are the contents of all known positives of the query."""
+    """One (query, positive) pair with its own negatives; `known_positives` are the contents of all known positives of the query.
+
+    `positive_score` is the teacher's score of (query, positive), None without a teacher. `weight` >= 0 multiplies the example's loss.
+    """
 
     query: Query
     positive: Document
     negatives: tuple[Negative, ...] = ()
     known_positives: frozenset[str] = frozenset()
     stage: int = 0
+    positive_score: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
 
 from negatron.training.batches import pairs  # noqa: E402 - after the check for torch
-from negatron.training.losses import Targets, info_nce  # noqa: E402
+from negatron.training.losses import GuideVectors, InfoNCE, Targets, info_nce  # noqa: E402
 
 QUERIES = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 DOCUMENTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
@@ -75,3 +76,23 @@ def test_pairs_of_another_shape_are_refused():
 def test_the_excluded_share_is_of_the_pairs_that_could_be_negative():
     assert targets(excluded=[(0, 2)]).excluded_share(columns=3) == 1 / 4
     assert Targets(torch.tensor([0]), pairs([]), pairs([])).excluded_share(columns=1) == 0
+
+
+def test_the_focal_factor_is_a_constant_to_the_gradient():
+    plain, focal = (QUERIES.clone().requires_grad_() for _ in range(2))
+    loss = InfoNCE(temperature=1.0)(plain, DOCUMENTS, targets(own=[(0, 2)]))
+    loss.backward()
+    InfoNCE(temperature=1.0, focal=2.0)(focal, DOCUMENTS, targets(own=[(0, 2)])).backward()
+    first = math.log(math.e + 1 + math.exp(0.6)) - 1
+    assert torch.allclose(focal.grad[0], plain.grad[0] * (1 - math.exp(-first)) ** 2)
+    assert focal.grad[0].norm() > 0
+
+
+def test_a_relative_guide_margin_is_below_the_positive_s_score_also_where_that_is_negative():
+    # the guide gives query 0 the cosines -0.6 with its positive and -0.8 with document 1; a tenth of 0.6 below -0.6 is -0.66
+    guide = GuideVectors(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-0.6, 0.8], [-0.8, 0.6], [-0.64, 0.76837]]))
+    given = targets(own=[(0, 2)])
+    options = {"temperature": 1.0, "guide_relative_margin": 0.1}
+    by_hand = math.log(math.e + 1) - 1  # for query 0 only document 1 counts: the guide finds document 2 (-0.64) too close
+    alone = replace(given, rows=(0, 1))
+    assert InfoNCE(**options)(QUERIES, DOCUMENTS, alone, guide=guide).item() == pytest.approx(by_hand, rel=1e-6)

@@ -72,7 +72,8 @@ def test_the_log_has_a_line_a_step_and_no_time_in_it(tiny_encoder, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["examples"] for line in lines] == [4, 4, 2] * 2
     assert [line["learning_rate"] for line in lines] == pytest.approx([0, 1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
-    assert set(lines[0]) == {"step", "loss", "learning_rate", "gradient_length", "excluded_share", "examples", "texts", "tokens"}
+    numbers = ["loss", "learning_rate", "temperature", "gradient_length", "excluded_share", "examples", "texts", "tokens"]
+    assert lines[0].keys() == {"step", *numbers}
     assert (result.steps, result.examples, result.tokens) == (6, 20, sum(line["tokens"] for line in lines))
 
 
@@ -129,7 +130,7 @@ def test_towers_give_the_vectors_of_encode_query_and_encode_document(tiny_encode
         ("document", towers.DOCUMENT_PROMPTS, model.encode_document),
     ):
         prompt = towers.prompt_of(model, names)
-        tower = towers.tower(model, task, prompt, towers.count_tokens(model, texts, prompt), lambda: autocast("cpu", "fp32"))
+        tower = towers.tower(model, task, towers.TokenCounts(model, prompt), prompt, lambda: autocast("cpu", "fp32"))
         vectors = tower.forward(tower.prepare(texts)).detach().numpy()
         np.testing.assert_allclose(vectors, encode(texts, normalize_embeddings=True), atol=1e-6)
         assert np.abs(vectors - model.encode(texts, normalize_embeddings=True)).max() > 1e-3, "the prompt makes no difference"

@@ -1,32 +1,37 @@
 """From a batch to gradients at the encoder's parameters: one formula, several routes, the same result.
 
-1. Each side's distinct texts are sorted by length and cut into chunks, so that little is padded, and prepared (tokenised) once.
-2. Route `whole`: encode, loss, backward, in one graph. It needs the activations of all texts at once.
-3. Route `chunked` (GradCache, Gao et al. 2021, arXiv 2101.06983): encode each chunk without a graph; the loss's gradient at the
-   vectors; encode each chunk again, under its own random state, and push its gradient through. Memory: the activations of one chunk,
-   plus those of the chunks whose graph is kept.
+1. Each side's distinct texts are sorted by length and packed into chunks of like length, so that little is padded (`pack`).
+2. Each chunk is prepared (tokenised) and encoded, the longest first: with a graph as far as `keep_tokens` reaches, without one after that.
+3. The loss gives the gradient at the vectors.
+4. Each chunk's gradient is pushed through its graph; a chunk without one is encoded again, under its own random state.
 
-What stays true: the gradient is that of the mean loss over the batch's queries, whichever the route and the chunk size. A text that
-occurs twice on a side is encoded once. The random generator is left where one pass over the chunks leaves it.
+So with every graph kept it is the plain route, with none kept it is GradCache (Gao et al. 2021, arXiv 2101.06983). Memory: the
+activations of one chunk, those that are kept, and N x D numbers twice. With several processes, `gathered` says what each of them does.
+
+What stays true: the gradient is that of the mean loss over the batch's queries, whatever the chunks, the graphs kept and the number of
+processes. A text that occurs twice on a side is encoded once. The random generator is left where one pass over the chunks leaves it.
 
 What it does not know: the optimiser, tokenizers, precision (a Tower's `forward` enters autocast itself, so it is on in both passes).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from negatron.training.batches import Batch
+from negatron.training.gathered import Processes
 from negatron.training.losses import Targets
 
 Loss = Callable[[Tensor, Tensor, Targets], Tensor]
-"""(queries [Q, D], documents [N, D], targets) -> the *sum* over the queries, a scalar."""
+"""(queries [Q, D], documents [N, D], targets) -> the *sum* over the rows that the targets ask for, a scalar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step's gradients were made of."""
+    """What one step's gradients were made of, over all processes but where it says otherwise."""
 
     loss: float
     """Mean over the queries."""
@@ -51,87 +56,193 @@ class Step:
     """Distinct texts encoded, both sides."""
     tokens: int
     """Their tokens, without padding."""
+    padded_tokens: int
+    """Tokens that this process encoded in the first pass, padding among them."""
+    tokens_again: int
+    """Those of them that it encoded a second time, because their graph was not kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """The texts of one tower, prepared. `rows` [n] int64 leads from each text to its vector among those of all chunks."""
+    """The distinct texts of one tower, in the order of their first appearance, and which of them this process encodes."""
 
-    forward: Callable[[Any], Tensor]
-    chunks: tuple[Any, ...]
-    rows: Tensor
+    tower: Tower
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each text."""
+    rows: Tensor | None
+    """[Q] or [N] int64: which of `texts` each row of the batch is; None where row n is text n."""
+    own: Sequence[int]
+    """The texts that this process encodes, longest first."""
 
-    def vectors(self, parts: Sequence[Tensor]) -> Tensor:
-        """[n, D], one row a text, from the vectors of the chunks."""
-        joined = torch.cat(list(parts))
-        return joined[self.rows.to(joined.device)]
+    @classmethod
+    def of(cls, tower: Tower, texts: Sequence[str], processes: Processes | None) -> Side:
+        """One side of a batch."""
+        number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+        lengths = tuple(map(tower.length, number))
+        longest_first = sorted(range(len(number)), key=lengths.__getitem__, reverse=True)
+        own = longest_first if processes is None else processes.share(longest_first)
+        rows = None if len(number) == len(texts) else torch.tensor([number[text] for text in texts])
+        return cls(tower, tuple(number), lengths, rows, own)
+
+    def chunks(self, chunk_size: int | None, chunk_tokens: int | None) -> list[Chunk]:
+        """What this process encodes, in chunks. Where that is nothing, one text is encoded for its shape, and no vector of it is kept."""
+        packed = pack([self.lengths[n] for n in self.own], chunk_size=chunk_size, chunk_tokens=chunk_tokens)
+        numbers = [[self.own[place] for place in places] for places in packed]
+        return [Chunk(self, tuple(chunk), self.lengths[chunk[0]] * len(chunk)) for chunk in numbers] or [Chunk(self, (), 0)]
+
+    def table(self, made: Sequence[Made]) -> Tensor:
+        """[len(texts), D]: the vectors of this process's chunks at the places of their texts, zeros at those of other processes' texts."""
+        chunks = [one for one in made if one.chunk.side is self]
+        joined = torch.cat([one.vectors.detach() for one in chunks])
+        places = torch.tensor([n for one in chunks for n in one.chunk.numbers], dtype=torch.long, device=joined.device)
+        return joined.new_zeros(len(self.texts), joined.shape[1]).index_copy_(0, places, joined)
 
 
-def step(queries: Tower, documents: Tower, batch: Batch, loss: Loss, *, chunk_size: int | None, keep_graphs: int = 0) -> Step:
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Texts that are encoded together."""
+
+    side: Side
+    numbers: tuple[int, ...]
+    """Which of the side's texts, longest first."""
+    padded_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest text; 0 for an empty chunk."""
+        return self.padded_tokens // max(1, len(self.numbers))
+
+    def prepared(self) -> Any:
+        """Its texts, tokenised; of an empty chunk the side's shortest text."""
+        numbers = self.numbers or (self.side.lengths.index(min(self.side.lengths)),)
+        return self.side.tower.prepare([self.side.texts[n] for n in numbers])
+
+    def encoded(self, features: Any) -> Tensor:
+        """[len(numbers), D]."""
+        return self.side.tower.forward(features)[: len(self.numbers)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A chunk after the first pass. Either its vectors have a graph, or there is what it takes to encode it again."""
+
+    chunk: Chunk
+    vectors: Tensor
+    again: tuple[Any, RandomState] | None
+    """Its features, and the random state under which they were encoded."""
+
+    @classmethod
+    def first(cls, chunk: Chunk, keep: bool) -> Made:
+        """Prepares and encodes the chunk; `keep`: with a graph."""
+        features, state = chunk.prepared(), None if keep else RandomState.now()
+        with torch.set_grad_enabled(keep):
+            vectors = chunk.encoded(features)
+        return cls(chunk, vectors, None if state is None else (features, state))
+
+    def push(self, gradient: Tensor) -> None:
+        """Adds to the parameters' gradients what the gradient [n, D] at its vectors asks for."""
+        vectors = self.vectors
+        if self.again is not None:
+            features, state = self.again
+            with state.replayed():
+                vectors = self.chunk.encoded(features)
+        vectors.backward(gradient)  # type: ignore[no-untyped-call]
+
+
+def step(
+    queries: Tower,
+    documents: Tower,
+    batch: Batch,
+    loss: Loss,
+    *,
+    chunk_size: int | None = None,
+    chunk_tokens: int | None = None,
+    keep_graphs: int = 0,
+    keep_tokens: int = 0,
+    processes: Processes | None = None,
+) -> Step:
     """Adds the gradient of the batch's mean loss to the parameters behind the towers.
+
+    Neither chunks nor kept graphs nor processes change the gradient but by rounding (and by the order in which dropout is drawn).
 
     Args:
         queries: tower of `batch.query_texts`.
         documents: tower of `batch.document_texts`.
-        batch: from `batches.collate`.
-        loss: sum over queries, such as `losses.info_nce` with its temperature filled in.
-        chunk_size: texts encoded at a time; None = all of a side at once. Changes memory and speed; the gradient only by rounding.
+        batch: from `batches.collate`; the same in every process.
+        loss: sum over queries, such as `losses.InfoNCE`.
+        chunk_size: texts encoded at a time, at most.
+        chunk_tokens: tokens encoded at a time with their padding, at most; a longer text is encoded alone. Without this and without
+            chunk_size, all of a side is encoded at once and every graph is kept.
         keep_graphs: chunks whose graph is kept from the first pass, which spares their second one and costs their activations.
+        keep_tokens: the same in tokens with their padding: as many chunks as fit, the longest texts first.
+        processes: those that take the step together, from `Processes.now`; None = this one alone.
+
+    Raises NegatronError where processes were given different batches.
 
     """
-    chunks = [cut(texts, tower.length, chunk_size) for texts, tower in ((batch.query_texts, queries), (batch.document_texts, documents))]
-    sides = [
-        Side(tower.forward, tuple(tower.prepare(chunk) for chunk in parts), rows)
-        for tower, (parts, rows) in zip((queries, documents), chunks, strict=True)
-    ]
-    mean = whole(sides, batch.targets, loss) if chunk_size is None else chunked(sides, batch.targets, loss, keep_graphs=keep_graphs)
-    lengths = [
-        tower.length(text) for tower, (parts, _) in zip((queries, documents), chunks, strict=True) for part in parts for text in part
-    ]
-    return Step(mean, len(lengths), sum(lengths))
+    if processes is not None:
+        processes.refuse_other_batch((*batch.query_texts, *batch.document_texts))
+    sides = [Side.of(queries, batch.query_texts, processes), Side.of(documents, batch.document_texts, processes)]
+    chunks = [chunk for side in sides for chunk in side.chunks(chunk_size, chunk_tokens)]
+    chunks.sort(key=lambda chunk: chunk.longest, reverse=True)  # a batch that does not fit into memory fails at its beginning
+    padded = [chunk.padded_tokens for chunk in chunks]
+    kept = len(chunks) if chunk_size is None and chunk_tokens is None else max(keep_graphs, how_many_fit(padded, keep_tokens))
+    with nullcontext() if processes is None else processes.one_gradient():
+        made = [Made.first(chunk, keep=n < kept) for n, chunk in enumerate(chunks)]
+        mean, wanted = at_vectors(sides, made, batch.targets, loss, processes)
+        for one in made:
+            gradient = wanted[sides.index(one.chunk.side)]
+            one.push(gradient[torch.tensor(one.chunk.numbers, dtype=torch.long, device=gradient.device)])
+    lengths = [length for side in sides for length in side.lengths]
+    return Step(mean, len(lengths), sum(lengths), sum(padded), sum(padded[kept:]))
 
 
-def cut(texts: Sequence[str], length: Callable[[str], int], chunk_size: int | None) -> tuple[list[list[str]], Tensor]:
-    """The distinct texts, longest first, in chunks; and [len(texts)] int64: the place of each text among them.
+def at_vectors(
+    sides: Sequence[Side], made: Sequence[Made], targets: Targets, loss: Loss, processes: Processes | None
+) -> tuple[float, list[Tensor]]:
+    """The mean loss over the queries of all processes, and its gradient [U, D] at the vectors of each side's distinct texts."""
+    tables = [side.table(made) for side in sides]
+    queries = len(targets.positive)
+    if processes is not None:
+        tables = [processes.sum(table) for table in tables]
+        targets = replace(targets, rows=processes.rows(queries))
+    leaves = [table.requires_grad_() for table in tables]
+    mean = torch.zeros((), device=leaves[0].device)
+    if targets.rows is None or targets.rows[0] < targets.rows[1]:
+        by_row = [leaf if side.rows is None else leaf[side.rows.to(leaf.device)] for side, leaf in zip(sides, leaves, strict=True)]
+        mean = loss(by_row[0], by_row[1], targets.to(leaves[0].device)) / queries
+        mean.backward()  # type: ignore[no-untyped-call]
+    wanted = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    if processes is not None:
+        mean, wanted = processes.sum(mean.detach()), [processes.sum(gradient) for gradient in wanted]
+    return mean.item(), wanted
 
-    Longest first, so that a batch which does not fit into memory fails at its beginning.
 
-    >>> cut(["a", "ccc", "bb", "a"], len, 2)
-    ([['ccc', 'bb'], ['a']], tensor([2, 0, 1, 2]))
+def pack(lengths: Sequence[int], *, chunk_size: int | None, chunk_tokens: int | None) -> list[range]:
+    """Places of texts sorted longest first, in chunks that stay within both limits; a text longer than `chunk_tokens` is alone.
+
+    >>> pack([9, 4, 3, 1, 1], chunk_size=None, chunk_tokens=8)
+    [range(0, 1), range(1, 3), range(3, 5)]
     """
-    distinct = sorted(dict.fromkeys(texts), key=length, reverse=True)
-    place = {text: n for n, text in enumerate(distinct)}
-    size = chunk_size or len(distinct)
-    return [distinct[n : n + size] for n in range(0, len(distinct), size)], torch.tensor([place[text] for text in texts])
+    chunks, first = [], 0
+    for end in range(1, len(lengths) + 1):
+        texts = end + 1 - first  # with the next one
+        in_size = chunk_size is None or texts <= chunk_size
+        in_tokens = chunk_tokens is None or texts * lengths[first] <= chunk_tokens
+        if end == len(lengths) or not (in_size and in_tokens):
+            chunks.append(range(first, end))
+            first = end
+    return chunks
 
 
-def whole(sides: Sequence[Side], targets: Targets, loss: Loss) -> float:
-    """Everything in one graph; returns the mean loss over the queries."""
-    queries, documents = (side.vectors([side.forward(chunk) for chunk in side.chunks]) for side in sides)
-    mean = loss(queries, documents, targets.to(queries.device)) / len(queries)
-    mean.backward()  # type: ignore[no-untyped-call]
-    return mean.item()
+def how_many_fit(sizes: Sequence[int], budget: int) -> int:
+    """How many of the first sizes have a sum within the budget.
 
-
-def chunked(sides: Sequence[Side], targets: Targets, loss: Loss, *, keep_graphs: int = 0) -> float:
-    """GradCache: the activations of one chunk at a time, and of `keep_graphs` chunks more; returns the mean loss over the queries."""
-    chunks = [(side.forward, chunk) for side in sides for chunk in side.chunks]
-    states, made = [], []
-    for number, (forward, chunk) in enumerate(chunks):
-        states.append(RandomState.now())
-        with torch.set_grad_enabled(number < keep_graphs):
-            made.append(forward(chunk))
-    vectors = [part.detach().requires_grad_() for part in made]
-    first = len(sides[0].chunks)
-    queries, documents = sides[0].vectors(vectors[:first]), sides[1].vectors(vectors[first:])
-    mean = loss(queries, documents, targets.to(queries.device)) / len(queries)
-    mean.backward()  # type: ignore[no-untyped-call]
-    for number, (forward, chunk) in enumerate(chunks):
-        if number >= keep_graphs:
-            with states[number].replayed():
-                made[number] = forward(chunk)
-        made[number].backward(vectors[number].grad)  # type: ignore[no-untyped-call]
-    return mean.item()
+    >>> how_many_fit([5, 3, 3], 8)
+    2
+    """
+    return bisect_right(list(accumulate(sizes)), budget)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,25 +11,33 @@ from negatron.store import write_bytes
 
 
 class Journal:
-    """Appends lines. Opened with the number of steps that are done: lines beyond it, which will be made again, are dropped."""
+    """Appends lines. Opened with the number of steps that are done: lines beyond it, which will be made again, are dropped.
 
-    def __init__(self, path: Path, steps_done: int) -> None:
+    `writes` is False in a process that keeps the lines to itself.
+    """
+
+    def __init__(self, path: Path, steps_done: int, *, writes: bool = True) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = read(path)[:steps_done]
-        write_bytes(path, "".join(map(as_line, self.lines)).encode())
+        self._writes = writes
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        if self._writes:
+            write_bytes(self.path, "".join(map(as_line, self.lines)).encode())
+            self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line, handed to the operating system at once."""
         self.lines.append(line)
-        self._file.write(as_line(line))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(as_line(line))
+            self._file.flush()
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def as_line(line: Mapping[str, Any]) -> str:

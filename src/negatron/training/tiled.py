@@ -28,9 +28,9 @@ from torch import Tensor
 from negatron.training.formula import LOWEST, Batch, Block, Direction, Options, Reduced, Sparse, blocks, row_losses, sparse
 from negatron.training.targets import GuideVectors, Targets
 
-WORKSPACE_MIB = {"cpu": 28, "cuda": 1024}
+WORKSPACE_MIB = {"cpu": 24, "cuda": 1024}
 TILE_COLUMNS = {"cpu": 2048, "cuda": 16384}
-ROWS = {"cpu": (128, 512), "cuda": (2048, 16384)}
+ROWS = {"cpu": (128, 256), "cuda": (2048, 16384)}
 """Fewest and most rows of a block. Measured on 2 cores: docs/notebook.md, "The loss in linear memory"."""
 
 
@@ -58,7 +58,7 @@ def tiled(
         options: of the loss.
         guide: vectors of the same texts, where a guide margin is set.
         inverse_temperature: a scalar tensor in place of 1 / options.temperature, for one that is learnt.
-        workspace_mib: MiB of exponentials that may be kept; None = 28 on a CPU, 1,024 on a GPU. Changes speed, not results.
+        workspace_mib: MiB of exponentials that may be kept; None = 24 on a CPU, 1,024 on a GPU. Changes speed, not results.
 
     Its gradient can be taken once: a second backward through the same loss raises RuntimeError.
 

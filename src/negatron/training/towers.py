@@ -1,7 +1,7 @@
 """A SentenceTransformer as the two towers that `gradients` encodes with: the same vectors as its `encode_query` and `encode_document`.
 
 1. `load` reads the model in fp32 with its length limit.
-2. `count_tokens` counts each distinct text's tokens once, without a limit; `cut_texts` says how many are cut.
+2. `TokenCounts` counts texts' tokens a batch at a time, without a limit; `cut_texts` says how many are cut.
 3. `tower` joins prompt, tokenizer, precision and forward pass.
 
 What stays true: a text gets the vector that the saved model will give it (dropout and rounding aside): same prompt, same cut.
@@ -25,6 +25,8 @@ from negatron.errors import NegatronError, SettingError
 from negatron.training.gradients import Tower
 
 TEXTS_AT_A_TIME = 1024
+TEXTS_REMEMBERED = 1_000_000
+"""Whose counts are kept: some 200 bytes each with their text, so that a training of many examples does not grow."""
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Prompt names in the order in which sentence-transformers' encode_query and encode_document look for them."""
@@ -83,6 +85,34 @@ def count_tokens(model: SentenceTransformer, texts: Iterable[str], prompt: str) 
     return counts
 
 
+class TokenCounts:
+    """Tokens of texts with a prompt, counted a batch at a time. `ahead` counts those that `of` will be asked for; the latest are kept."""
+
+    def __init__(self, model: SentenceTransformer, prompt: str) -> None:
+        self._model, self._prompt = model, prompt
+        self._limit = length_limit(model)
+        self._counts: dict[str, int] = {}
+
+    def ahead(self, texts: Sequence[str]) -> None:
+        """Counts those of the texts that are not counted yet, in one go."""
+        new = [text for text in texts if text not in self._counts]
+        if len(self._counts) + len(new) > TEXTS_REMEMBERED:
+            self._counts, new = {}, list(texts)
+        self._counts |= count_tokens(self._model, new, self._prompt)
+
+    def all(self, texts: Iterable[str]) -> dict[str, int]:
+        """Tokens of each distinct text, not cut."""
+        distinct = list(dict.fromkeys(texts))
+        self.ahead(distinct)
+        return {text: self._counts[text] for text in distinct}
+
+    def of(self, text: str) -> int:
+        """Tokens of a text, cut at the model's limit."""
+        if text not in self._counts:
+            self.ahead([text])
+        return min(self._counts[text], self._limit)
+
+
 @dataclass(frozen=True, slots=True)
 class CutTexts:
     """How many distinct texts are longer than the limit, and so are read only in part."""
@@ -92,6 +122,12 @@ class CutTexts:
     queries: int
     documents_cut: int
     documents: int
+
+    @classmethod
+    def together(cls, parts: Sequence[CutTexts]) -> CutTexts:
+        """The sums over several sets."""
+        sums = (sum(getattr(part, name) for part in parts) for name in ("queries_cut", "queries", "documents_cut", "documents"))
+        return cls(parts[0].limit, *sums)
 
     def __str__(self) -> str:
         """In words, as said to the user.
@@ -114,10 +150,9 @@ def cut_texts(queries: dict[str, int], documents: dict[str, int], limit: int) ->
 
 
 def tower(
-    model: SentenceTransformer, task: str, prompt: str, tokens: dict[str, int], autocast: Callable[[], AbstractContextManager[Any]]
+    model: SentenceTransformer, task: str, counts: TokenCounts, prompt: str, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> Tower:
     """One side of the model. task: "query" or "document", for models that route the two differently."""
-    limit = length_limit(model)
 
     def prepare(texts: Sequence[str]) -> dict[str, Any]:
         return dict(model.preprocess(list(texts), prompt=prompt or None, task=task))
@@ -131,4 +166,4 @@ def tower(
             vectors = vectors[:, : model.truncate_dim]
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
-    return Tower(prepare, forward, lambda text: min(tokens[text], limit))
+    return Tower(prepare, forward, counts.of)

@@ -1,0 +1,499 @@
+"""Which examples are neighbours: the plan of an epoch, for as many rows as fit on disk.
+
+In: `TextHashes` of the examples, a batch size, a seed, an epoch. Out: a `Plan`, every row in exactly one batch.
+
+1. The rows come in a shuffled order (`shuffling.Permutation`), a window of a few batches at a time.
+2. Each row is offered a seat in a batch of the window. Where it would meet a text of its own, or a known positive of a neighbour, it
+   steps back, is offered a seat in another batch, and in the end waits for the next window. Rows that wait go first.
+3. At the end of the order some rows may still wait and as many seats be free. Windows of finished batches are opened again: a waiting row takes
+   the seat of a row of a batch where it meets nobody, and that one takes a free seat.
+4. What cannot be seated so is seated anyway, spread evenly; `collate` masks it, and `Plan.conflicts` counts it.
+
+A text that occurs more often than there are batches must meet itself. It may do so in its fair share of each batch and no more
+(`Quotas`), so that it is spread evenly and the number of its meetings is the least possible.
+
+What stays true: the rows out are the rows in, whatever the texts. The plan is a pure function of the hashes, the batch size, the seed
+and the epoch: it is the same in any process, for any number of workers, on any machine. Memory grows with the batch size, not with the
+rows, but for the arrays of hashes and positions, which may lie on disk; the time is linear in the rows.
+
+What it does not know: texts, tokens, encoders; whether a known positive is also a good one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negatron.errors import SettingError
+from negatron.identity import stream
+from negatron.store import begin, read_manifest
+from negatron.training.shuffling import Permutation, mixed
+from negatron.training.text_hashes import TextHashes
+
+__all__ = ["Plan", "Quotas", "TextHashes", "frequent_texts", "least_conflicts", "plan_epoch"]
+
+Bools, Ints, Hashes = NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint64]
+
+KIND = "plan"
+POSITIONS = "positions.npy"
+WINDOW_ROWS = 1 << 15
+"""Rows that are seated at the same time, two batches at least. Measured on 200,000 rows of 7 texts: from 16,000 to 64,000 the time is the same."""
+OFFERS = 10
+"""How often a window offers its free seats."""
+OFFERS_TO_THE_WAITING = 3
+"""Of these, how many go to the rows that wait before new ones are drawn."""
+SWAPS = 24
+PATIENCE=6
+"""How often a window of finished batches is gone through at the end."""
+ENTRIES_AT_A_TIME = 1 << 18
+NOBODY = np.int64(1 << 62)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan(Sequence[NDArray[np.int64]]):
+    """The batches of an epoch, or of a stretch of one: `plan[k]` are the rows of batch k, [batch_size] or, the last, fewer."""
+
+    positions: NDArray[np.integer]
+    """[rows]: batch after batch; may be memory-mapped."""
+    batch_size: int
+    conflicts: int
+    """Rows that would have to leave their batch so that no text is in two rows of it, and no known positive beside its query."""
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    @overload
+    def __getitem__(self, number: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[NDArray[np.int64]]: ...
+    def __getitem__(self, number: int | slice) -> NDArray[np.int64] | list[NDArray[np.int64]]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        first = number % len(self) * self.batch_size
+        return np.array(self.positions[first : first + self.batch_size], np.int64)
+
+    @classmethod
+    def open(cls, folder: Path) -> Plan:
+        """A plan that `plan_epoch` left in a folder, memory-mapped. Raises DataError for anything else."""
+        manifest = read_manifest(folder, KIND)
+        positions = np.load(folder / POSITIONS, mmap_mode="r")
+        return cls(positions, manifest.inputs["batch_size"], manifest.facts["conflicts"])
+
+
+def plan_epoch(
+    hashes: TextHashes,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    count: int | None = None,
+    folder: Path | None = None,
+) -> Plan:
+    """The batches of one epoch. Every row is in exactly one batch; the last batch may be smaller.
+
+    Args:
+        hashes: of the examples, which the positions of the plan mean.
+        batch_size: rows in a batch, over all processes.
+        seed: of the training.
+        epoch: each has its own order.
+        first: rows of the epoch's order that are left out, because a plan of another batch size has used them: stages of a curriculum
+            that split an epoch plan (0, n), (n, m), ... and use every row once.
+        count: rows of the order to plan from there; None = all that are left.
+        folder: where to keep the plan, so that a later process, or a resumed one, opens it instead of planning again.
+
+    Raises SettingError for a batch size below 1 or a stretch outside the epoch, NegatronError when the folder holds something else.
+
+    """
+    count = len(hashes) - first if count is None else count
+    if batch_size < 1:
+        raise SettingError(f"batch_size = {batch_size}: a batch needs at least one row")
+    if first < 0 or count < 0 or first + count > len(hashes):
+        raise SettingError(f"rows {first:,} .. {first + count:,} of an epoch's order that has {len(hashes):,}")
+    kind = np.dtype(np.int32 if len(hashes) <= np.iinfo(np.int32).max else np.int64)
+    if folder is None:
+        positions = np.empty(count, kind)
+        return Plan(positions, batch_size, Dealer(hashes, positions, batch_size, seed, epoch, first).deal())
+    inputs = {"hashes": hashes.fingerprint, "batch_size": batch_size, "seed": seed, "epoch": epoch, "first": first, "count": count}
+    with begin(folder, kind=KIND, inputs=inputs) as work:
+        if work.finished is None:
+            stored = np.lib.format.open_memmap(work.path / POSITIONS, "w+", kind, (count,))
+            conflicts = Dealer(hashes, stored, batch_size, seed, epoch, first).deal()
+            stored.flush()
+            work.finish(conflicts=conflicts)
+    return Plan.open(folder)
+
+
+# -- what may sit together ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quotas:
+    """How many rows with a text may be in one batch: 1, but for texts that occur more often than there are full batches.
+
+    Of such a text with f rows among n, the batch with the rows first .. end-1 of the plan may hold floor(f end / n) - floor(f first / n),
+    its fair share, so that all shares make f.
+    """
+
+    texts: Hashes
+    """[t]: the frequent ones, ascending."""
+    rows: Ints
+    """[t]: rows of the plan that have the text."""
+    count: int
+    """Rows of the plan."""
+    batch_size: int
+
+    def of(self, texts: Hashes, batches: Ints) -> Ints:
+        """[n]: rows with texts[i] that may be in batch batches[i]; 0 for a text that is not frequent, and may be in one."""
+        allowed = np.zeros(len(texts), np.int64)
+        places = np.searchsorted(self.texts, texts)
+        places[places == len(self.texts)] = 0
+        frequent = np.flatnonzero(self.texts[places] == texts) if len(self.texts) else places[:0]
+        if frequent.size:
+            rows = self.rows[places[frequent]]
+            first = batches[frequent] * self.batch_size
+            end = np.minimum(first + self.batch_size, self.count)
+            allowed[frequent] = np.maximum(rows * end // self.count - rows * first // self.count, 1)
+        return allowed
+
+
+def clashing(hashes: TextHashes, rows: Ints, texts: Hashes, batches: Ints, quotas: Quotas, *, seated: int = 0) -> Bools:
+    """[n]: which rows may not sit in their batch because of rows before them in this list.
+
+    rows [n]; texts [n, T], the rows' own; batches [n]; the first `seated` rows are known to meet nobody, and are not asked. A row clashes with an
+    earlier one of its batch when they share a text beyond its quota, or when one has a text that is a known positive of the other's query. (Two
+    rows that only *know* the same positive are no clash: none of them holds it.) A frequent text is no reason to keep its knowers away: they
+    would have nowhere to go.
+    """
+    width = texts.shape[1]
+    held = np.flatnonzero(texts)
+    owners, known = hashes.known_of(rows)
+    values = np.concatenate([texts.reshape(-1)[held], known])
+    holders = np.concatenate([held // width, owners])
+    keys = values ^ mixed(batches.astype(np.uint64), 1)[holders]  # the same text in another batch is another key
+    shared = shared_keys(keys, holders >= seated if seated else None)
+    lost = np.zeros(len(rows), np.bool_)
+    if not shared.size:
+        return lost
+    in_order = shared[np.argsort(keys[shared], kind="stable")]  # stable: within a key, those who hold it by row, then those who know it
+    begins = np.flatnonzero(np.diff(keys[in_order], prepend=~keys[in_order[:1]]))
+    sizes = np.diff(begins, append=len(in_order))
+    group = np.repeat(np.arange(len(begins)), sizes)
+    row, knows = holders[in_order], in_order >= len(held)
+    turn = np.arange(len(in_order)) - begins[group]
+    first_holder = np.where(knows[begins], NOBODY, row[begins])[group]
+    first_knower = np.minimum.reduceat(np.where(knows, row, NOBODY), begins)[group]
+    after_knowing = np.where(knows, first_holder, first_knower) < row
+    asked = np.flatnonzero((after_knowing | (~knows & (turn > 0))) & (row >= seated))
+    allowed = quotas.of(values[in_order[asked]], batches[row[asked]])
+    refused = np.where(allowed == 0, True, ~knows[asked] & (turn[asked] >= allowed))
+    lost[row[asked[refused]]] = True
+    return lost
+
+
+def shared_keys(keys: Hashes, new: Bools | None = None) -> Ints:
+    """The places of all keys that occur more than once, one of them at a place that is `new`, and of a few others; ascending.
+
+    Without a sort: of a table with many more slots than keys, only slots that two keys fall into are of interest. Measured on 230,000
+    keys: 3 ms against 10 ms for a sort of them all.
+    """
+    bits = max(8, int(len(keys)).bit_length() + 2)
+    slots = (keys >> np.uint64(64 - bits)).astype(np.intp)
+    flags = np.zeros(1 << bits, np.bool_)
+    near = np.arange(len(keys))
+    if new is not None:
+        flags[slots[new]] = True
+        near = np.flatnonzero(flags[slots])
+        slots = slots[near]
+        flags[:] = False
+    table = np.empty(1 << bits, np.int32)
+    numbers = np.arange(len(near), dtype=np.int32)
+    table[slots] = numbers
+    flags[slots[table[slots] != numbers]] = True
+    return near[flags[slots]]
+
+
+def frequent_texts(hashes: TextHashes, limit: float) -> tuple[Hashes, Ints]:
+    """All texts that are in more than `limit` rows, ascending, and the number of their rows; a part of the hashes in memory at a time.
+
+    1. Count into slots by the leading bits: a slot that is not above the limit holds no such text. Mostly none is, and that was all.
+    2. Of the texts in the other slots, keep a summary of so many counters that a text it loses cannot be above the limit (Misra and
+       Gries 1982, merged part by part as in Agarwal et al. 2013, "Mergeable summaries").
+    3. Count what the summary names.
+    """
+    room = int(hashes.texts.size / max(limit, 1.0)) + 1
+    shift = np.uint64(64 - max(8, int(4 * room).bit_length()))
+    loads = np.zeros(1 << (64 - int(shift)), np.int64)
+    for part in parts_of(hashes.texts, len(loads)):
+        loads += np.bincount((part >> shift).astype(np.intp), minlength=len(loads))
+    full = loads > limit
+    names, counts, lost = np.zeros(0, np.uint64), np.zeros(0, np.int64), 0
+    if not full.any():
+        return names, counts
+    for part in parts_of(hashes.texts, len(loads)):
+        part = part[full[(part >> shift).astype(np.intp)]]
+        names, counts = added(np.concatenate([names, part]), np.concatenate([counts, np.ones(len(part), np.int64)]))
+        if len(names) > room:
+            least = int(np.partition(counts, len(counts) - room - 1)[len(counts) - room - 1])
+            names, counts, lost = names[counts > least], counts[counts > least] - least, lost + least
+    names = names[counts + lost > limit]
+    counts = counts[counts + lost > limit] if not lost else counted(hashes.texts, names)
+    return names[counts > limit], counts[counts > limit]
+
+
+def counted(texts: Hashes, names: Hashes) -> Ints:
+    """[n]: in how many rows each of the names is; names ascending, at least one."""
+    counts = np.zeros(len(names), np.int64)
+    for part in parts_of(texts, ENTRIES_AT_A_TIME):
+        places = np.searchsorted(names, part)
+        places[places == len(names)] = 0
+        counts += np.bincount(places[names[places] == part], minlength=len(names))
+    return counts
+
+
+def parts_of(texts: Hashes, entries: int) -> Iterator[Hashes]:
+    """The texts of all rows, in parts of about `entries`, or of ENTRIES_AT_A_TIME where that is more."""
+    rows = max(1, max(entries, ENTRIES_AT_A_TIME) // max(texts.shape[1], 1))
+    for first in range(0, len(texts), rows):
+        part = np.asarray(texts[first : first + rows]).reshape(-1)
+        yield part[part != 0]
+
+
+def added(names: Hashes, counts: Ints) -> tuple[Hashes, Ints]:
+    """Each name once, ascending, with the sum of its counts."""
+    order = np.argsort(names, kind="stable")
+    names, counts = names[order], counts[order]
+    begins = np.flatnonzero(np.diff(names, prepend=~names[:1]))
+    return names[begins], np.add.reduceat(counts, begins) if len(begins) else counts
+
+
+def least_conflicts(hashes: TextHashes, batch_size: int) -> int:
+    """A bound that no plan of an epoch can go below: the rows of the most frequent text, less one for each batch."""
+    batches = -(-len(hashes) // batch_size)
+    _, counts = frequent_texts(hashes, batches)
+    return int(counts.max(initial=batches)) - batches
+
+
+# -- who sits where ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Window:
+    """The seats of a few batches. `rows` is -1 where a seat is free; seats of one batch stand together."""
+
+    batches: Ints
+    """[S]: the number of each seat's batch."""
+    rows: Ints
+    """[S]."""
+    texts: Hashes
+    """[S, T]: of the rows; 0 where a seat is free."""
+
+    def seat(self, seats: Ints, rows: Ints, texts: Hashes) -> None:
+        """Puts rows on seats; whoever sat there has no seat any more."""
+        self.rows[seats], self.texts[seats] = rows, texts
+
+    def clear(self, seats: Ints) -> Ints:
+        """Frees the seats; the rows that sat there."""
+        rows = self.rows[seats]
+        self.rows[seats], self.texts[seats] = -1, 0
+        return rows
+
+
+@dataclass(slots=True)
+class Dealer:
+    """Fills `positions` with the plan of the rows first .. first + len(positions) - 1 of an epoch's order."""
+
+    hashes: TextHashes
+    positions: NDArray[np.integer]
+    batch_size: int
+    seed: int
+    epoch: int
+    first: int
+    order: Permutation = field(init=False)
+    quotas: Quotas = field(init=False)
+    key: int = field(init=False)
+    drawn: int = field(init=False, default=0)
+    unchecked: int = field(init=False, default=0)
+    """Rows that got a seat although they meet someone there."""
+
+    def __post_init__(self) -> None:
+        draw = stream(self.seed, "batches", self.epoch)
+        self.order = Permutation.drawn(len(self.hashes), draw)
+        self.key = draw.getrandbits(64)
+        count, total = len(self.positions), len(self.hashes)
+        texts, rows = frequent_texts(self.hashes, total / self.batch_size)
+        self.quotas = Quotas(texts, rows * count // max(total, 1), count, self.batch_size)
+
+    @property
+    def batches(self) -> int:
+        """How many there are; the last one may be smaller."""
+        return -(-len(self.positions) // self.batch_size)
+
+    @property
+    def in_a_window(self) -> int:
+        """Batches that are filled at the same time."""
+        return max(2, WINDOW_ROWS // self.batch_size)
+
+    def deal(self) -> int:
+        """Fills `positions`; returns the conflicts that are left."""
+        waiting, unfinished = np.zeros(0, np.int64), self.batches
+        for first in range(0, self.batches, self.in_a_window):
+            window = self.opened(np.arange(first, min(first + self.in_a_window, self.batches)), empty=True)
+            waiting = self.fill(window, waiting)
+            self.close(window)
+            if self.drawn == len(self.positions) and len(waiting):
+                unfinished = min(unfinished, first)
+        self.mend(waiting, unfinished)
+        return self.conflicts()
+
+    def opened(self, numbers: Ints, *, empty: bool = False) -> Window:
+        """The seats of some batches, with the rows that `positions` holds, or empty."""
+        first = numbers * self.batch_size
+        counts = np.minimum(first + self.batch_size, len(self.positions)) - first
+        batches = np.repeat(numbers, counts)
+        rows = np.full(len(batches), -1, np.int64)
+        window = Window(batches, rows, np.zeros((len(rows), self.hashes.texts.shape[1]), np.uint64))
+        if not empty:
+            rows[:] = self.positions[self.places_of(window)]
+            taken = np.flatnonzero(rows >= 0)
+            window.texts[taken] = self.hashes.texts[rows[taken]]
+        return window
+
+    def close(self, window: Window) -> None:
+        """Writes the rows of a window to `positions`; -1 where a seat is free."""
+        self.positions[self.places_of(window)] = window.rows
+
+    def places_of(self, window: Window) -> Ints:
+        """Where in `positions` the seats of a window stand."""
+        begins = np.flatnonzero(np.diff(window.batches, prepend=-1))
+        within = np.arange(len(window.batches)) - np.repeat(begins, np.diff(begins, append=len(window.batches)))
+        return window.batches * self.batch_size + within
+
+    def draw(self, count: int) -> Ints:
+        """The next rows of the order, fewer at its end."""
+        end = min(self.drawn + count, len(self.positions))
+        rows = self.order.between(self.first + self.drawn, self.first + end)
+        self.drawn = end
+        return rows
+
+    def welcome(self, window: Window, rows: Ints, batches: Ints) -> tuple[Hashes, Bools]:
+        """[n, T] texts of rows that come to batches of the window, and [n] who of them meets nobody there nor among those before him."""
+        seated = np.flatnonzero(window.rows >= 0)
+        texts = np.asarray(self.hashes.texts[rows])
+        lost = clashing(
+            self.hashes,
+            np.concatenate([window.rows[seated], rows]),
+            np.concatenate([window.texts[seated], texts]),
+            np.concatenate([window.batches[seated], batches]),
+            self.quotas,
+            seated=len(seated),
+        )
+        return texts, ~lost[len(seated) :]
+
+    def fill(self, window: Window, waiting: Ints) -> Ints:
+        """Seats waiting rows and new ones until the window is full or the order has ended; returns those who wait for the next window."""
+        for offer in range(OFFERS):
+            seats = self.in_turn(np.flatnonzero(window.rows < 0), window, offer)
+            if not len(seats):
+                return waiting
+            invited = len(seats)
+            if offer >= OFFERS_TO_THE_WAITING and len(waiting) < len(window.rows):
+                new = self.draw(invited)  # those who wait have been refused several times: new rows are more likely to fit
+                waiting = np.concatenate([new, waiting])
+            elif len(waiting) < invited:
+                waiting = np.concatenate([waiting, self.draw(invited - len(waiting))])
+            invited = min(invited, len(waiting))
+            texts, fits = self.welcome(window, waiting[:invited], window.batches[seats[:invited]])
+            window.seat(seats[:invited][fits], waiting[:invited][fits], texts[fits])
+            waiting = np.concatenate([waiting[:invited][~fits], waiting[invited:]])
+        return self.force(window, waiting)
+
+    def force(self, window: Window, waiting: Ints) -> Ints:
+        """Fills what is free with whoever waits; only while the order goes on, since at its end `mend` knows better."""
+        seats = np.flatnonzero(window.rows < 0)
+        if self.drawn == len(self.positions):
+            return waiting
+        waiting = np.concatenate([waiting, self.draw(max(len(seats) - len(waiting), 0))])
+        rows = waiting[: len(seats)]
+        window.seat(seats[: len(rows)], rows, np.asarray(self.hashes.texts[rows]))
+        self.unchecked += len(rows)
+        return waiting[len(seats) :]
+
+    def in_turn(self, seats: Ints, window: Window, offer: int) -> Ints:
+        """Free seats in the order in which they are offered: one of each batch in turn, so that rows that wait together part; then by chance."""
+        if offer:
+            return seats[np.argsort(mixed(seats.astype(np.uint64), self.key + offer), kind="stable")]
+        batches = window.batches[seats]
+        begins = np.flatnonzero(np.diff(batches, prepend=-1))
+        within = np.arange(len(seats)) - np.repeat(begins, np.diff(begins, append=len(seats)))
+        return seats[np.argsort(within, kind="stable")]
+
+    def mend(self, waiting: Ints, unfinished: int) -> None:
+        """Gives a seat to all who wait at the end, and parts who was seated unchecked: see `swap`. A finished batch is opened once at most.
+
+        It ends when nobody is left who meets anybody, or when a window parts fewer than half of those who did: then most cannot be parted.
+        """
+        finished = Permutation.drawn(unfinished, stream(self.key, "mend")).between(0, unfinished)
+        last_ones = np.arange(unfinished, self.batches)
+        for first in range(0, max(len(finished), 1), self.in_a_window):
+            window = self.opened(np.sort(np.concatenate([finished[first : first + self.in_a_window], last_ones])))
+            came, stuck = self.swap(window, waiting)
+            self.close(window)
+            waiting = waiting[:0]
+            if 2 * stuck > came or not (stuck or self.unchecked):
+                return
+
+    def swap(self, window: Window, waiting: Ints) -> tuple[int, int]:
+        """Seats rows in a window of mostly full batches, which is full afterwards; returns how many met somebody before, and how many do now.
+
+        By turns, who waits is offered a free seat, or the seat of somebody in any batch where he meets nobody, who then waits himself:
+        he met nobody where he sat, so he will hardly do so elsewhere. Who is refused to the end sits down on any seat that is free.
+        """
+        seated = np.flatnonzero(window.rows >= 0)
+        lost = clashing(self.hashes, window.rows[seated], window.texts[seated], window.batches[seated], self.quotas)
+        waiting = np.concatenate([waiting, window.clear(seated[lost])])
+        came = len(waiting)
+        before = [2 * came] * PATIENCE
+        for turn in range(SWAPS):
+            before.append(len(waiting))
+            if not len(waiting) or len(waiting) > 0.9 * before[-1 - PATIENCE]:
+                break
+            if turn % 2:
+                seats = self.in_turn(np.flatnonzero(window.rows < 0), window, turn)
+            else:
+                seats = self.by_chance(window, waiting, turn)
+            waiting = self.exchange(window, seats, waiting)
+        stuck = len(waiting)
+        self.exchange(window, np.flatnonzero(window.rows < 0), waiting, checked=False)
+        return came, stuck
+
+    def by_chance(self, window: Window, waiting: Ints, turn: int) -> Ints:
+        """Distinct seats of the window, free or not, at most one for each who waits."""
+        dice = mixed(waiting.astype(np.uint64), self.key + turn) % np.uint64(len(window.rows))
+        seats, firsts = np.unique(dice.astype(np.int64), return_index=True)
+        return seats[np.argsort(firsts, kind="stable")]
+
+    def exchange(self, window: Window, seats: Ints, waiting: Ints, *, checked: bool = True) -> Ints:
+        """Offers seats[i] to waiting[i]; returns who waits then: who lost his seat, who was refused, who got no offer."""
+        guests = waiting[: len(seats)]
+        texts, fits = self.welcome(window, guests, window.batches[seats])
+        fits |= not checked
+        ejected = window.clear(seats[fits])
+        window.seat(seats[fits], guests[fits], texts[fits])
+        return np.concatenate([ejected[ejected >= 0], guests[~fits], waiting[len(guests) :]])
+
+    def conflicts(self) -> int:
+        """Counted in the finished plan: rows that clash with one before them in their batch, no text being allowed twice."""
+        strict = Quotas(np.zeros(0, np.uint64), np.zeros(0, np.int64), len(self.positions), self.batch_size)
+        found = 0
+        for first in range(0, self.batches, self.in_a_window):
+            window = self.opened(np.arange(first, min(first + self.in_a_window, self.batches)))
+            found += int(clashing(self.hashes, window.rows, window.texts, window.batches, strict).sum())
+        return found
