@@ -145,7 +145,9 @@ def main() -> None:
         plain = min(timed(lambda: ours(asked, documents, targets, Options(TEMPERATURE))) for _ in range(2))
         seconds.setdefault("ours", []).append(plain)
         shares.append(operations / plain / rates[-1])
-        seconds.setdefault("ours, masks and weights", []).append(min(timed(lambda: ours(asked, documents, masked, MASKED)) for _ in range(2)))
+        seconds.setdefault("ours, masks and weights", []).append(
+            min(timed(lambda: ours(asked, documents, masked, MASKED)) for _ in range(2))
+        )
         seconds.setdefault("theirs, default (32)", []).append(timed(lambda: theirs(asked, documents, 32)))
         for size in MINI_BATCHES:
             if size <= given.queries:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -57,7 +57,7 @@ class Settings(BaseModel):
         """TOML has no tuple and no null, and writes 1 for 1.0: they become a tuple, None ("off") and a float where the field says so."""
         known = cls.model_fields.get(key)
         kinds = () if known is None else tuple(alternatives(known.annotation))
-        if value == "off" and type(None) in kinds and Literal["off"] not in kinds:
+        if value == "off" and type(None) in kinds:
             return None
         return float(value) if type(value) is int and float in kinds and int not in kinds else without_lists(value)
 

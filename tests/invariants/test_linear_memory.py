@@ -84,7 +84,9 @@ def test_the_tiled_loss_and_gradient_equal_the_plain_ones(name, in_batch, rows):
 def test_rows_add_up_to_the_whole():
     _, _, targets, guide = batch()
     whole = loss_and_gradients(tiled, OPTIONS["together"], targets, guide)
-    parts = [loss_and_gradients(tiled, OPTIONS["together"], replace(targets, rows=rows), guide) for rows in ((0, 11), (11, 12), (12, QUERIES))]
+    parts = [
+        loss_and_gradients(tiled, OPTIONS["together"], replace(targets, rows=rows), guide) for rows in ((0, 11), (11, 12), (12, QUERIES))
+    ]
     for right, *found in zip(whole[:3], *(part[:3] for part in parts), strict=True):
         torch.testing.assert_close(sum(found), right, rtol=1e-4, atol=1e-6)
 

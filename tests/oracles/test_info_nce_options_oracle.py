@@ -136,4 +136,4 @@ def test_every_rule_leaves_something_out_and_something_in():
     nothing_out, no_guide_out, everything_out = (written_out(o, TARGETS, GUIDE if o.guided else None) for o in far)
     assert nothing_out == no_guide_out == written_out(Options(), TARGETS, None)
     assert everything_out == 0
-    assert all(0 < written_out(OPTIONS[name], TARGETS, GUIDE if OPTIONS[name].guided else None) for name in OPTIONS)
+    assert all(written_out(OPTIONS[name], TARGETS, GUIDE if OPTIONS[name].guided else None) > 0 for name in OPTIONS)

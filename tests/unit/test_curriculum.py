@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -24,6 +25,8 @@ from negatron.training.curriculum import (
     sources_of,
     stage_bounds,
 )
+from negatron.training.recipe import TrainingSettings
+from negatron.training.remining import RemineRule
 from negatron.training.weighting import Ramp, Weighting
 from negatron.types import Document, Negative, Origin, Query, TrainingExample
 
@@ -184,6 +187,8 @@ def test_stages_are_read_from_toml(tmp_path: Path) -> None:
         ({"temperature": 0}, r"stages \(number 2\): temperature goes down to 0: expected more than 0"),
         ({"temperature": {"from": 1.0, "too": 2.0}}, r"there is no setting 'too' in stages \(number 2\)\.temperature; did you mean 'to'"),
         ({"false_negative_margin": "of"}, r"stages \(number 2\)\.false_negative_margin = 'of': it should be 'off'"),
+        ({"quotas": "off"}, r"stages \(number 2\)\.quotas = 'off'"),
+        ({"temperature": "off"}, r"stages \(number 2\)\.temperature = 'off'"),
         ({"quotas": {"dense": -1}}, r"stages \(number 2\)\.quotas\.dense = -1"),
         ({"quotas": {"dense": 1.5}}, r"stages \(number 2\)\.quotas\.dense = 1\.5"),
         ({"bands": {"dense": [1]}}, r"stages \(number 2\)\.bands\.dense \(number 2\) is missing in \[1\]"),
@@ -364,3 +369,30 @@ def test_another_curriculum_refuses_the_state() -> None:
     for other in others:
         with pytest.raises(NegatronError, match="belongs to another curriculum"):
             other.resume(state)
+
+
+# ---- docs/curriculum.md ------------------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "curriculum.md"
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks of the page."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_examples_of_the_page_are_settings_of_a_training(tmp_path: Path) -> None:
+    assert len(blocks("toml")) == 3
+    for number, text in enumerate(blocks("toml")):
+        (tmp_path / f"{number}.toml").write_text(text)
+        settings = TrainingSettings.read(tmp_path / f"{number}.toml")
+        assert Curriculum(settings.defaults(), 1000, 1, settings.stages, settings.weighting).steps > 0
+        assert settings != TrainingSettings()
+    for text in blocks("python"):
+        exec(text, {})
+
+
+@pytest.mark.parametrize("settings", [Stage, Ramp, Weighting, RemineRule])
+def test_the_page_names_every_setting(settings: type[Settings]) -> None:
+    names_in_files = {field.serialization_alias or name for name, field in settings.model_fields.items()}
+    assert {name for name in names_in_files if f"`{name}`" not in PAGE.read_text(encoding="utf-8")} == set()

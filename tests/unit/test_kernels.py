@@ -204,6 +204,16 @@ def test_vectors_may_lie_in_memory_as_they_like(interpreted: Call, kind: str) ->
     assert close(of_rows, p @ columns.double()) and close(of_columns, p.T @ rows.double())
 
 
+def test_gradients_can_be_added_to_what_is_there(interpreted: Call) -> None:
+    rows, columns = vectors(40, 70, 16)
+    given = {"slope": 20.0, "skipped": torch.empty(0, 2, dtype=torch.long), "factors": torch.ones(40)}
+    lse = plain(rows, columns, 20.0, given)[0].float()
+    alone = interpreted(kernels.dense_gradients, rows, columns, lse=lse, **given)
+    added = interpreted(kernels.dense_gradients, rows, columns, lse=lse, into=(torch.ones(40, 16), torch.ones(70, 16)), **given)
+    for one, other in zip(alone, added, strict=True):
+        assert one.abs().max() > 0.1 and torch.allclose(one + 1, other, rtol=0, atol=1e-5)
+
+
 def test_bf16_vectors_are_summed_up_in_fp32(interpreted: Call) -> None:
     rows, columns = (part.bfloat16() for part in vectors(40, 70, 32))
     nothing = torch.empty(0, 2, dtype=torch.long)

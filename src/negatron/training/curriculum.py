@@ -59,6 +59,11 @@ class Stage(Settings):
     temperature: Number | None = None
     """Cosines are divided by it; a number, or a ramp over this stage's own progress."""
 
+    @classmethod
+    def _as_python(cls, key: str, value: Any) -> Any:
+        """None is silence here, not "off": only the margin can be off, and what cannot is refused."""
+        return value if value == "off" else super()._as_python(key, value)
+
     @model_validator(mode="after")
     def every_setting_has_an_effect(self) -> Self:
         """Refuses values out of range and quotas or bands that could never be met."""

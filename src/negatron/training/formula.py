@@ -57,7 +57,7 @@ class Options:
     in_batch_weight: float = 1.0
     """Factor of exp(logit) of all other columns."""
     importance: float = 0.0
-    """beta of weights proportional to exp(beta sg(c_ij)), mean 1 over the row's counted negatives (HCL, Robinson et al. 2021, without debiasing)."""
+    """beta of weights proportional to exp(beta sg(c_ij)), of mean 1 over the row's negatives (HCL, Robinson et al. 2021, without debiasing)."""
     focal: float = 0.0
     """gamma of the factor sg(1 - softmax of the positive)^gamma of a row's loss (as in KaLM-Embedding-V2, arXiv 2506.20923)."""
     directions: tuple[Direction, ...] = ("query_to_document",)
@@ -70,7 +70,9 @@ class Options:
             raise SettingError(f"temperature = {self.temperature}: expected more than 0")
         for name in ("own_weight", "in_batch_weight"):
             if not getattr(self, name) > 0:
-                raise SettingError(f"{name} = {getattr(self, name)}: expected more than 0; leave negatives out by in_batch_negatives or no negatives")
+                raise SettingError(
+                    f"{name} = {getattr(self, name)}: expected more than 0; leave negatives out by in_batch_negatives or no negatives"
+                )
         for name in ("hardness", "importance", "focal"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} = {getattr(self, name)}: expected 0 or more")
@@ -161,7 +163,7 @@ def in_order(pairs: Tensor, columns: int) -> Tensor:
 
 
 def queries_of_known_positives(targets: Targets) -> Tensor:
-    """[S, 2] sorted (i, j): query i excludes the positive of query j, or j that of i. Those with the same positive are known by their key."""
+    """[S, 2] sorted (i, j): query i excludes the positive of query j, or j that of i. (The same positive shows by its key.)"""
     order = torch.argsort(targets.positive)
     columns = targets.positive[order]
     rows, excluded = (part.contiguous() for part in targets.excluded.unbind(1))
@@ -203,10 +205,10 @@ class Sparse:
 def sparse(batch: Batch, options: Options, first: int, end: int) -> Sparse:
     """The sparse cosines of rows first..end."""
     targets = batch.targets
-    queries, positives = batch.queries[first:end], batch.documents[targets.positive[first:end]]
-    positive = (queries * positives).sum(1)
+    queries = batch.queries[first:end].float()
+    positive = (queries * batch.documents[targets.positive[first:end]].float()).sum(1)
     pairs = between(targets.own, first, end)
-    own = (queries[pairs[:, 0]] * batch.documents[pairs[:, 1]]).sum(1)
+    own = (queries[pairs[:, 0]] * batch.documents[pairs[:, 1]].float()).sum(1)
     barred = between(targets.excluded, first, end)
     columns = len(batch.documents)
     counts = ~torch.isin(pairs[:, 0] * columns + pairs[:, 1], barred[:, 0] * columns + barred[:, 1])
@@ -215,11 +217,11 @@ def sparse(batch: Batch, options: Options, first: int, end: int) -> Sparse:
         limits = positive.detach() + options.false_negative_margin
         counts &= own.detach() <= limits[pairs[:, 0]]
     if batch.guide is not None:
-        asked, read = batch.guide.queries[first:end], batch.guide.documents
-        guided = (asked * read[targets.positive[first:end]]).sum(1)
+        asked, read = batch.guide.queries[first:end].float(), batch.guide.documents
+        guided = (asked * read[targets.positive[first:end]].float()).sum(1)
         margin = options.guide_absolute_margin
         guide_limits = guided - (margin if margin is not None else guided.abs() * (options.guide_relative_margin or 0.0))
-        counts &= (asked[pairs[:, 0]] * read[pairs[:, 1]]).sum(1) <= guide_limits[pairs[:, 0]]
+        counts &= (asked[pairs[:, 0]] * read[pairs[:, 1]].float()).sum(1) <= guide_limits[pairs[:, 0]]
     return Sparse(positive, own, pairs[:, 0], pairs[:, 1], counts, limits, guide_limits)
 
 

@@ -170,18 +170,20 @@ def dense_gradients(
     keys: tuple[Tensor, Tensor] | None = None,
     precision: Precision = "ieee",
     blocks: Blocks | None = None,
+    into: tuple[Tensor, Tensor] | None = None,
     scratch_bytes: int = SCRATCH_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """(drows [R, D], dcolumns [C, D]), fp32: what a loss asks of the vectors through `lse`, over d logit / d cosine: the caller multiplies.
 
-    `lse` [R] is what `dense_lse` returned for the same arguments, `factors` [R] the loss's gradient at it, `scratch_bytes` what the slab of
-    weights may take (one tile is made in any case). Weights of bf16 inputs are rounded to bf16, relative 2^-9, before they are multiplied.
+    `lse` [R] is what `dense_lse` returned for the same arguments, `factors` [R] the loss's gradient at it. With `into`, fp32 tensors of these
+    shapes, the gradients are added to those. `scratch_bytes` is what the slab of weights may take; one tile is made in any case. Weights of
+    bf16 inputs are rounded to bf16, relative 2^-9, before they are multiplied.
 
     Raises what `dense_lse` raises.
     """
     dense = Dense.of(rows, columns, slope, skipped, limits, guide, keys, precision, blocks)
     lse, factors = dense.numbers("lse", lse, len(rows)), dense.numbers("factors", factors, len(rows))
-    of_rows, of_columns = (torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) for matrix in (dense.rows, dense.columns))
+    of_rows, of_columns = into or (rows.new_zeros(rows.shape, dtype=torch.float32), columns.new_zeros(columns.shape, dtype=torch.float32))
     height, width = slab_shape(
         len(rows), len(columns), rows.shape[1], dense.rows.element_size(), scratch_bytes, dense.blocks, dense.processors
     )

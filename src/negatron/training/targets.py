@@ -66,11 +66,12 @@ class Targets:
         if self.positive.dim() != 1 or any(pairs.dim() != 2 or pairs.shape[1] != 2 for pairs in (self.excluded, self.own)):
             shapes = [tuple(part.shape) for part in (self.positive, self.excluded, self.own)]
             raise ValueError(f"targets of shapes {shapes}; expected [Q], [E, 2], [H, 2]")
-        lengths = {
+        teacher = self.teacher
+        lengths: dict[str, tuple[Tensor | None, int]] = {
             "written": (self.written, len(self.own)),
             "weights": (self.weights, len(self.positive)),
-            "teacher.positive": (self.teacher and self.teacher.positive, len(self.positive)),
-            "teacher.own": (self.teacher and self.teacher.own, len(self.own)),
+            "teacher.positive": (None if teacher is None else teacher.positive, len(self.positive)),
+            "teacher.own": (None if teacher is None else teacher.own, len(self.own)),
         }
         for name, (values, expected) in lengths.items():
             if values is not None and tuple(values.shape) != (expected,):
@@ -81,13 +82,17 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on a device."""
-        moved = {name: None if (part := getattr(self, name)) is None else part.to(device) for name in MOVABLE}
-        return replace(self, **moved)
+        return replace(
+            self,
+            positive=self.positive.to(device),
+            excluded=self.excluded.to(device),
+            own=self.own.to(device),
+            written=None if self.written is None else self.written.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
+            teacher=None if self.teacher is None else self.teacher.to(device),
+        )
 
     def excluded_share(self, columns: int) -> float:
         """Excluded pairs as a share, 0..1, of the pairs that could be negative: Q x (columns - 1)."""
         possible = len(self.positive) * (columns - 1)
         return len(self.excluded) / possible if possible else 0.0
-
-
-MOVABLE = ("positive", "excluded", "own", "written", "weights", "teacher")

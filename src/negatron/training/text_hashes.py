@@ -105,7 +105,9 @@ class TextHashes:
 
         """
         if workers > 1 and not isinstance(examples, ExampleStore):
-            raise SettingError(f"workers = {workers}: several processes can only hash examples that lie in an ExampleStore; write one first")
+            raise SettingError(
+                f"workers = {workers}: several processes can only hash examples that lie in an ExampleStore; write one first"
+            )
         with begin(folder, kind=KIND, inputs={"examples": fingerprint, "rule": RULE}) as work:
             if work.finished is None:
                 write_parts(work.path, parts_of(examples, workers), len(examples), texts_per_row(examples))

@@ -95,7 +95,7 @@ class LinearMemory(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, asked: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, asked: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, times what is asked of the loss; they are handed over, not copied: at 100,000 documents each copy counts."""
         if ctx.gradients is None:
             raise RuntimeError("this loss has been differentiated before; call it again (its gradients are handed over, not kept)")
@@ -280,7 +280,7 @@ class Pass:
         return tile
 
     def gradients(self, factors: Tensor, inverse_temperature: Tensor, of_columns: Tensor) -> Tensor:
-        """Adds the columns' gradient to `of_columns` [C, D]; returns that of the rows [R, D]. factors [R]: the loss's gradient at the lse."""
+        """Adds the columns' gradient to `of_columns` [C, D]; returns the rows' [R, D]. factors [R]: the loss's gradient at the lse."""
         assert self.mixed is not None
         factors = torch.where(self.reduced.lse > LOWEST, factors, 0.0) * inverse_temperature
         lse = self.reduced.lse.clamp(min=LOWEST)
