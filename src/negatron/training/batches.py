@@ -1,6 +1,7 @@
 """Which examples are neighbours (`plan`), and how a batch is laid out (`collate`).
 
-1. `plan` deals the examples of an epoch into batches, so that no query text meets itself where that can be avoided.
+1. `plan` deals the examples of an epoch into batches, so that no query text meets itself where that can be avoided. It looks at queries
+   only and holds all texts in memory; `planning.plan_epoch` looks at all texts and known positives, for any number of examples.
 2. `collate` gives each distinct document text one column, and says in `Targets` which columns may not count against which query.
 
 What stays true: both are pure. The same texts, seed and epoch give the same batches in any process, for any number of workers, and
@@ -12,16 +13,20 @@ What it does not know: tokens, encoders, the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, cycle
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from negatron.identity import same_words, stream
-from negatron.training.losses import Targets
-from negatron.types import TrainingExample
+from negatron.training.targets import Targets, TeacherScores
+from negatron.types import Negative, TrainingExample
+
+WRITTEN_SOURCES = frozenset({"synthetic"})
+"""Sources that are language models, as synthesis names them: "synthetic", or "synthetic:NAME"."""
 
 
 def plan(query_texts: Sequence[str], batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
@@ -62,44 +67,122 @@ class Batch:
     targets: Targets
 
 
-def collate(examples: Sequence[TrainingExample], *, in_batch: bool = True) -> Batch:
+def collate(examples: Sequence[TrainingExample], *, in_batch: bool = True, written_sources: frozenset[str] = WRITTEN_SOURCES) -> Batch:
     """The batch made of the examples: row i is example i, columns are their documents' contents in the order of first appearance.
 
     Excluded for a query: every column, but its own positive's, that is the same text (but for case and white space) as a known positive
     of that query, or of any other example of this batch that asks the same. A negative that is another query's positive stays a
-    negative. `in_batch` goes into the targets. Raises ValueError for no examples.
+    negative. Raises ValueError for no examples.
+
+    Args:
+        examples: at least one.
+        in_batch: goes into the targets.
+        written_sources: an own negative counts as written by a language model (`targets.written`) where one of its origins has such a
+            source, or one named "SOURCE:...", even if a search found the same text too.
+
+    `targets.weights` are the examples' weights, None where all are 1. `targets.teacher` are the teacher's scores, None unless every
+    positive and every own negative has one. Of own negatives with the same text the first one's score counts, and any one's author.
+
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
     column: dict[str, int] = {}
+    columns_of_row: list[list[int]] = []
     for example in examples:
-        for document in (example.positive, *(negative.document for negative in example.negatives)):
-            column.setdefault(document.content, len(column))
-    columns_of: dict[str, list[int]] = {}
-    for content, number in column.items():
-        columns_of.setdefault(same_words(content), []).append(number)
-    known = known_positives(examples)
-    positive, excluded, own = [], [], []
-    for row, example in enumerate(examples):
-        own_positive = column[example.positive.content]
-        barred = {j for words in known[same_words(example.query.text)] for j in columns_of.get(words, ())}
-        negatives = {column[negative.document.content] for negative in example.negatives}
-        positive.append(own_positive)
-        excluded += [(row, j) for j in sorted(barred - {own_positive})]
-        own += [(row, j) for j in sorted(negatives - barred)]
-    targets = Targets(torch.tensor(positive), pairs(excluded), pairs(own), in_batch)
+        contents = (example.positive.content, *(negative.document.content for negative in example.negatives))
+        columns_of_row.append([column.setdefault(content, len(column)) for content in contents])
+    barred = barred_columns(examples, column)
+    excluded = [(row, j) for row, columns in enumerate(barred) for j in columns if j != columns_of_row[row][0]]
+    own = OwnNegatives()
+    for row, (example, columns) in enumerate(zip(examples, columns_of_row, strict=True)):
+        own.add(row, example, columns, barred[row], written_sources)
+    targets = Targets(
+        torch.tensor([columns[0] for columns in columns_of_row]),
+        pairs(excluded),
+        pairs(own.pairs),
+        in_batch,
+        written=torch.tensor(own.written) if any(own.written) else None,
+        weights=None if all(example.weight == 1 for example in examples) else torch.tensor([float(e.weight) for e in examples]),
+        teacher=teacher_scores([example.positive_score for example in examples], own.scores),
+    )
     return Batch(tuple(example.query.text for example in examples), tuple(column), targets)
 
 
-def known_positives(examples: Sequence[TrainingExample]) -> dict[str, set[str]]:
-    """Query text -> all known positives of the examples that ask it, own positives among them; texts in the form in which they compare."""
-    known: dict[str, set[str]] = {}
+@dataclass(slots=True)
+class OwnNegatives:
+    """The own negatives of a batch, row after row, columns ascending: [H] (row, column), whether written, the teacher's score."""
+
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    written: list[bool] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+
+    def add(
+        self, row: int, example: TrainingExample, columns: Sequence[int], barred: Sequence[int], written_sources: frozenset[str]
+    ) -> None:
+        """The negatives of one example; columns: of its positive and its negatives; barred: columns that are no negatives of it."""
+        found: dict[int, list[Negative]] = {}
+        for j, negative in zip(columns[1:], example.negatives, strict=True):
+            if j != columns[0] and j not in barred:
+                found.setdefault(j, []).append(negative)
+        for j, negatives in sorted(found.items()):
+            origins = (origin for negative in negatives for origin in negative.origins)
+            self.pairs.append((row, j))
+            self.written.append(any(origin.source.partition(":")[0] in written_sources for origin in origins))
+            self.scores.append(negatives[0].teacher_score)
+
+
+def teacher_scores(positive: Sequence[float | None], own: Sequence[float | None]) -> TeacherScores | None:
+    """The scores of all pairs of a batch; None where the teacher has not scored every one of them."""
+    known = [[score for score in scores if score is not None] for scores in (positive, own)]
+    if len(known[0]) < len(positive) or len(known[1]) < len(own):
+        return None
+    return TeacherScores(torch.tensor(known[0], dtype=torch.float32), torch.tensor(known[1], dtype=torch.float32))
+
+
+def barred_columns(examples: Sequence[TrainingExample], column: Mapping[str, int]) -> list[list[int]]:
+    """For each example the columns, ascending, that are known positives of its query; those with its own text among them."""
+    known_texts = chain.from_iterable(example.known_positives for example in examples)
+    words = same_words_classes(chain(column, known_texts))
+    columns_of: dict[int, list[int]] = {}
+    for content, j in column.items():
+        columns_of.setdefault(words[content], []).append(j)
+    asks = same_words_classes(example.query.text for example in examples)
+    known: dict[int, set[int]] = {}
     for example in examples:
-        contents = {same_words(content) for content in (example.positive.content, *example.known_positives)}
-        known.setdefault(same_words(example.query.text), set()).update(contents)
-    return known
+        contents = (example.positive.content, *example.known_positives)
+        known.setdefault(asks[example.query.text], set()).update(words[content] for content in contents)
+    barred = {query: sorted(j for word in texts for j in columns_of.get(word, ())) for query, texts in known.items()}
+    return [barred[asks[example.query.text]] for example in examples]
+
+
+def same_words_classes(texts: Iterable[str]) -> dict[str, int]:
+    """Text -> a number that two texts share exactly when they are the same words (identity.same_words).
+
+    Folding a text takes several times as long as looking at its ends, so only texts are folded whose first and last word another text
+    has too: `same_words` works word by word, so texts that differ in one of them cannot be the same words.
+
+    >>> same_words_classes(["How do cells divide?", "why", "how  do cells divide?", "How cells divide?"])
+    {'How do cells divide?': 0, 'why': 2, 'how  do cells divide?': 0, 'How cells divide?': 1}
+    """
+    by_ends: dict[tuple[str, str], list[str]] = {}
+    for text in dict.fromkeys(texts):
+        first, last = text.split(None, 1)[:1], text.rsplit(None, 1)[-1:]
+        ends = (first[0].casefold(), last[0].casefold()) if first else ("", "")
+        by_ends.setdefault(ends, []).append(text)
+    classes: dict[str, int] = {}
+    count = 0
+    for group in by_ends.values():
+        if len(group) == 1:
+            classes[group[0]], count = count, count + 1
+            continue
+        folded: dict[str, int] = {}
+        for text in group:
+            classes[text] = folded.setdefault(same_words(text), count + len(folded))
+        count += len(folded)
+    return classes
 
 
 def pairs(values: Sequence[tuple[int, int]]) -> Tensor:
     """[len(values), 2] int64, also for no values."""
-    return torch.tensor(values, dtype=torch.long).reshape(-1, 2)
+    flat = np.fromiter(chain.from_iterable(values), np.int64, 2 * len(values))
+    return torch.from_numpy(flat.reshape(-1, 2))

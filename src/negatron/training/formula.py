@@ -57,7 +57,7 @@ class Options:
     in_batch_weight: float = 1.0
     """Factor of exp(logit) of all other columns."""
     importance: float = 0.0
-    """beta of weights proportional to exp(beta sg(c_ij)), of mean 1 over the row's negatives (HCL, Robinson et al. 2021, without debiasing)."""
+    """beta of weights proportional to exp(beta sg(c_ij)), mean 1 over the row's negatives (HCL, Robinson et al. 2021, not debiased)."""
     focal: float = 0.0
     """gamma of the factor sg(1 - softmax of the positive)^gamma of a row's loss (as in KaLM-Embedding-V2, arXiv 2506.20923)."""
     directions: tuple[Direction, ...] = ("query_to_document",)

@@ -91,11 +91,11 @@ class Side:
         numbers = [[self.own[place] for place in places] for places in packed]
         return [Chunk(self, tuple(chunk), self.lengths[chunk[0]] * len(chunk)) for chunk in numbers] or [Chunk(self, (), 0)]
 
-    def table(self, made: Sequence[Made]) -> Tensor:
-        """[len(texts), D]: the vectors of this process's chunks at the places of their texts, zeros at those of other processes' texts."""
-        chunks = [one for one in made if one.chunk.side is self]
-        joined = torch.cat([one.vectors.detach() for one in chunks])
-        places = torch.tensor([n for one in chunks for n in one.chunk.numbers], dtype=torch.long, device=joined.device)
+    def table(self, chunks: Sequence[Chunk], vectors: Sequence[Tensor]) -> Tensor:
+        """[len(texts), D]: the vectors of those chunks that are this side's, at the places of their texts; zeros at all other texts."""
+        own = [n for n, chunk in enumerate(chunks) if chunk.side is self]
+        joined = torch.cat([vectors[n] for n in own])
+        places = torch.tensor([number for n in own for number in chunks[n].numbers], dtype=torch.long, device=joined.device)
         return joined.new_zeros(len(self.texts), joined.shape[1]).index_copy_(0, places, joined)
 
 
@@ -122,32 +122,37 @@ class Chunk:
         """[len(numbers), D]."""
         return self.side.tower.forward(features)[: len(self.numbers)]
 
+    def first_pass(self, keep: bool) -> tuple[Tensor, Kept | Again]:
+        """Its vectors [n, D], detached, and how to come to their graph; `keep`: at once, and it stays."""
+        features, state = self.prepared(), None if keep else RandomState.now()
+        with torch.set_grad_enabled(keep):
+            vectors = self.encoded(features)
+        return vectors.detach(), Kept(vectors) if state is None else Again(self, features, state)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Made:
-    """A chunk after the first pass. Either its vectors have a graph, or there is what it takes to encode it again."""
+class Kept:
+    """A chunk whose graph was kept."""
+
+    vectors: Tensor
+
+    def with_graph(self) -> Tensor:
+        """[n, D]."""
+        return self.vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Again:
+    """A chunk that is to be encoded again, under the random state of the first pass."""
 
     chunk: Chunk
-    vectors: Tensor
-    again: tuple[Any, RandomState] | None
-    """Its features, and the random state under which they were encoded."""
+    features: Any
+    state: RandomState
 
-    @classmethod
-    def first(cls, chunk: Chunk, keep: bool) -> Made:
-        """Prepares and encodes the chunk; `keep`: with a graph."""
-        features, state = chunk.prepared(), None if keep else RandomState.now()
-        with torch.set_grad_enabled(keep):
-            vectors = chunk.encoded(features)
-        return cls(chunk, vectors, None if state is None else (features, state))
-
-    def push(self, gradient: Tensor) -> None:
-        """Adds to the parameters' gradients what the gradient [n, D] at its vectors asks for."""
-        vectors = self.vectors
-        if self.again is not None:
-            features, state = self.again
-            with state.replayed():
-                vectors = self.chunk.encoded(features)
-        vectors.backward(gradient)  # type: ignore[no-untyped-call]
+    def with_graph(self) -> Tensor:
+        """[n, D]."""
+        with self.state.replayed():
+            return self.chunk.encoded(self.features)
 
 
 def step(
@@ -189,20 +194,23 @@ def step(
     padded = [chunk.padded_tokens for chunk in chunks]
     kept = len(chunks) if chunk_size is None and chunk_tokens is None else max(keep_graphs, how_many_fit(padded, keep_tokens))
     with nullcontext() if processes is None else processes.one_gradient():
-        made = [Made.first(chunk, keep=n < kept) for n, chunk in enumerate(chunks)]
-        mean, wanted = at_vectors(sides, made, batch.targets, loss, processes)
-        for one in made:
-            gradient = wanted[sides.index(one.chunk.side)]
-            one.push(gradient[torch.tensor(one.chunk.numbers, dtype=torch.long, device=gradient.device)])
+        passes = [chunk.first_pass(keep=n < kept) for n, chunk in enumerate(chunks)]
+        tables = [side.table(chunks, [vectors for vectors, _ in passes]) for side in sides]
+        ways = [way for _, way in passes]
+        del passes  # the vectors are in the tables now
+        mean, wanted = at_vectors(sides, tables, batch.targets, loss, processes)
+        for chunk, way in zip(chunks, ways, strict=True):
+            gradient = wanted[sides.index(chunk.side)]
+            places = torch.tensor(chunk.numbers, dtype=torch.long, device=gradient.device)
+            way.with_graph().backward(gradient[places])  # type: ignore[no-untyped-call]
     lengths = [length for side in sides for length in side.lengths]
     return Step(mean, len(lengths), sum(lengths), sum(padded), sum(padded[kept:]))
 
 
 def at_vectors(
-    sides: Sequence[Side], made: Sequence[Made], targets: Targets, loss: Loss, processes: Processes | None
+    sides: Sequence[Side], tables: Sequence[Tensor], targets: Targets, loss: Loss, processes: Processes | None
 ) -> tuple[float, list[Tensor]]:
-    """The mean loss over the queries of all processes, and its gradient [U, D] at the vectors of each side's distinct texts."""
-    tables = [side.table(made) for side in sides]
+    """The mean loss over the queries of all processes, and its gradient [U, D] at each side's table."""
     queries = len(targets.positive)
     if processes is not None:
         tables = [processes.sum(table) for table in tables]

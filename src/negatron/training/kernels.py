@@ -175,9 +175,9 @@ def dense_gradients(
 ) -> tuple[Tensor, Tensor]:
     """(drows [R, D], dcolumns [C, D]), fp32: what a loss asks of the vectors through `lse`, over d logit / d cosine: the caller multiplies.
 
-    `lse` [R] is what `dense_lse` returned for the same arguments, `factors` [R] the loss's gradient at it. With `into`, fp32 tensors of these
-    shapes, the gradients are added to those. `scratch_bytes` is what the slab of weights may take; one tile is made in any case. Weights of
-    bf16 inputs are rounded to bf16, relative 2^-9, before they are multiplied.
+    `lse` [R] is what `dense_lse` returned for the same arguments, `factors` [R] the loss's gradient at it. With `into`, fp32 tensors of
+    these shapes, the gradients are added to those. `scratch_bytes` is what the slab of weights may take; one tile is made in any case.
+    Weights of bf16 inputs are rounded to bf16, relative 2^-9, before they are multiplied.
 
     Raises what `dense_lse` raises.
     """

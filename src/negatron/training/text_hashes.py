@@ -39,7 +39,7 @@ RULE = "same_words.v1 blake2b-64"
 TEXTS, RANGES, VALUES = "texts.npy", "known_ranges.npy", "known_values.u64"
 ROWS_AT_A_TIME = 8192
 REMEMBERED = 1 << 16
-"""Texts whose number is remembered while hashing: mined negatives come again and again. Measured: as good as an unbounded memory on mined sets."""
+"""Texts whose number is remembered while hashing: mined negatives come again and again."""
 
 Part = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]
 """Of some rows: texts [n, T], known ranges [n, 2] (into the part's own values), known values [v]."""
