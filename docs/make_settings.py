@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from negatron.demo import DemoSettings
 from negatron.negatives.mixing import MixSettings
-from negatron.settings import Settings
+from negatron.settings import Settings, alternatives
 from negatron.training.recipe import TrainingSettings
 from negatron.verbs.common import EncodingSettings, MiningSettings
 from negatron.verbs.evaluation import EvaluationSettings
@@ -54,18 +53,44 @@ could have no effect are refused, with the nearest known name.
 
 def page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([INTRODUCTION, *(section(verb, settings) for verb, settings in VERBS.items())])
+    inner = dict.fromkeys(found for settings in VERBS.values() for found in tables_in(settings))
+    sections = [section(f"negatron {verb}", settings) for verb, settings in VERBS.items()]
+    return "\n".join([INTRODUCTION, *sections, *(section(f"Table {settings.__name__}", settings) for settings in inner)])
 
 
-def section(verb: str, settings: type[Settings]) -> str:
-    """The table of one verb."""
-    rows = [f"| `{name}` | {default(field)} | {accepted(field)} | {meaning(field)} |" for name, field in settings.model_fields.items()]
-    return "\n".join([f"## negatron {verb}", "", "| setting | default | accepts | meaning |", "|---|---|---|---|", *rows, ""])
+def tables_in(settings: type[Settings]) -> Iterator[type[Settings]]:
+    """The classes of the tables that settings hold, and those hold."""
+    for field in settings.model_fields.values():
+        for found in classes_in(field.annotation):
+            yield found
+            yield from tables_in(found)
 
 
-def default(field: FieldInfo) -> str:
+def classes_in(annotation: Any) -> Iterator[type[Settings]]:
+    """The classes of settings inside a type."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for part in get_args(annotation):
+        yield from classes_in(part)
+
+
+def section(title: str, settings: type[Settings]) -> str:
+    """The table of one verb, or of a table that its settings hold."""
+    rows = []
+    for name, field in settings.model_fields.items():
+        can_be_off = settings._as_python(name, "off") is None  # else None is silence, which cannot be written
+        cells = [f"`{field.serialization_alias or name}`", default(field, can_be_off), accepted(field, can_be_off), meaning(field)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"## {title}", "", "| setting | default | accepts | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def default(field: FieldInfo, can_be_off: bool) -> str:
     """The default as one would type it."""
     value = field.default
+    if field.is_required() or value == "" or (value is None and not can_be_off):
+        return ""
+    if isinstance(value, Settings):
+        return "`{}`"
     if value is None:
         return "`off`"
     if isinstance(value, tuple):
@@ -73,23 +98,36 @@ def default(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def accepted(field: FieldInfo) -> str:
+def accepted(field: FieldInfo, can_be_off: bool) -> str:
     """Kind and range of the values."""
     limits = [f"{SIGNS[kind]} {getattr(limit, kind.lower()):g}" for limit in field.metadata if (kind := type(limit).__name__) in SIGNS]
-    return ", ".join([" or ".join(kinds(field.annotation)), *limits])
+    return ", ".join([" or ".join(kinds(field.annotation, can_be_off)), *limits])
 
 
-def kinds(annotation: Any) -> Iterator[str]:
+def kinds(annotation: Any, can_be_off: bool = True) -> Iterator[str]:
     """What a value may be, in words."""
+    for one in alternatives(annotation):
+        if get_origin(one) is Literal:
+            yield ", ".join(f"`{value}`" for value in get_args(one))
+        elif one is type(None):
+            yield from ["`off`"] * can_be_off
+        elif isinstance(one, type) and issubclass(one, Settings):
+            yield f"[table](#table-{one.__name__.lower()})"
+        elif get_origin(one) is dict:
+            yield f"table of {plural(get_args(one)[1])}"
+        else:
+            yield f"list of {plural(get_args(one)[0])}" if get_origin(one) is tuple else KINDS[one]
+
+
+def plural(annotation: Any) -> str:
+    """What several such values are called."""
+    if get_origin(annotation) is Annotated:
+        return plural(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
-        yield ", ".join(f"`{value}`" for value in get_args(annotation))
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from kinds(part)
-    elif annotation is type(None):
-        yield "`off`"
-    else:
-        yield "list of texts" if get_origin(annotation) is tuple else KINDS[annotation]
+        return " or ".join(kinds(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return f"[tables](#table-{annotation.__name__.lower()})"
+    return "pairs of whole numbers" if get_origin(annotation) is tuple else KINDS[annotation] + "s"
 
 
 def meaning(field: FieldInfo) -> str:
