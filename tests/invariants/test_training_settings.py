@@ -45,6 +45,7 @@ CHANGES_THE_WEIGHTS = {
     "dimensions": {"dimensions": (16,)},
     "lora": {"lora": {"rank": 2, "targets": ("query",)}},
     "remine": {"remine": {"rule": "conan.v2", "limit": 2.0, "every": 1, "negatives": 1, "first_rank": 1, "source": "bm25"}},
+    "prompts": {"prompts": {"examples": {"query": "ask: "}}},
     "max_length": {"max_length": 6},
     "precision": {"precision": "bf16"},
     "seed": {"seed": 14},

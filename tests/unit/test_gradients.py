@@ -75,6 +75,15 @@ def test_keep_tokens_says_how_many_padded_tokens_are_encoded_once_only(keep_toke
     assert (outcome.padded_tokens, outcome.tokens_again, outcome.tokens) == (26, again, 25)
 
 
+def test_keep_product_tokens_follow_the_graphs():
+    outcome = taken(Table(), chunk_tokens=6, keep_tokens=10, keep_product_tokens=10)
+    assert (outcome.padded_tokens, outcome.tokens_again, outcome.product_tokens) == (
+        26,
+        20,
+        9,
+    )  # the chunks are of 6, 5, 4, 6, 4 and 1 tokens
+
+
 def test_without_a_limit_everything_is_encoded_once_a_side_at_a_time():
     table = Table()
     outcome = taken(table)

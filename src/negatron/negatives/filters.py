@@ -1,50 +1,33 @@
 """Rules that keep false negatives out, each with the number it judged by. They read values only: scores are on the candidates.
 
 A chain is a tuple of filters, asked in order; a candidate that one rejects is not shown to the next, so its last verdict says why it
-went. Moving a limit is judging the stored candidates again: no model is asked.
+went. Moving a limit is judging the stored candidates again: no model is asked. The rules that compare texts are in `copies`.
+
+    known positive, same text, near copy          by ids and texts
+    rank window                                   by the rank in the list of the source that found it
+    absolute margin, relative margin              by the teacher's scores, against a positive of the query
+    score range, teacher threshold                by the teacher's score alone
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import median_low
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from negatron.errors import SettingError
-from negatron.identity import same_words
+from negatron.negatives.copies import NearCopy, SameText
 from negatron.seams import Filter
 from negatron.settings import Settings
 from negatron.types import Candidate, Judged, JudgedQuery, Positive, Query, Verdict
 
-WORDS_IN_SHINGLE, CHARACTERS_IN_SHINGLE = 3, 4
-FEWEST_WORDS = 8
-"""Texts of fewer words (short ones, Chinese ones) are compared by runs of characters."""
-
-
-@lru_cache(maxsize=50_000)
-def shingles(text: str) -> frozenset[str]:
-    """The runs of three words of a text, or of four characters where it has fewer than eight words.
-
-    >>> sorted(shingles("ls -la"))
-    [' -la', 'ls -', 's -l']
-    """
-    folded = same_words(text)
-    words = folded.split(" ")
-    if len(words) < FEWEST_WORDS:
-        return frozenset(folded[i : i + CHARACTERS_IN_SHINGLE] for i in range(max(1, len(folded) - CHARACTERS_IN_SHINGLE + 1)))
-    return frozenset(" ".join(words[i : i + WORDS_IN_SHINGLE]) for i in range(len(words) - WORDS_IN_SHINGLE + 1))
-
-
-def overlap(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard overlap of two sets, 0..1."""
-    if not a or not b:
-        return 0.0
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
+UNRANKED = frozenset({"random", "synthetic"})
+"""Sources whose rank is the order of drawing or writing and says nothing of relevance."""
+PSEUDO_POSITIVE = "pseudo-positive"
+"""What the detail of a verdict says of a candidate that the teacher takes for a positive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,52 +42,40 @@ class KnownPositive:
         return [Verdict(candidate.document.id not in known, self.name) for candidate in candidates]
 
 
-@dataclass(frozen=True, slots=True)
-class SameText:
-    """Rejects copies: of a positive, of the query, or of an earlier candidate, up to case and white space."""
+def within(value: float, lowest: float | None, highest: float | None, rule: str, unit: str) -> Verdict:
+    """Keeps lowest <= value <= highest; the limit in the verdict is the bound that is broken, else the nearest one there is.
 
-    name: str = "same text"
-
-    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
-        """By the text, with or without its title."""
-        seen = {same_words(query.text): "the query"}
-        for positive in positives:
-            seen |= dict.fromkeys(
-                (same_words(positive.document.content), same_words(positive.document.text)), f"positive {positive.document.id}"
-            )
-        verdicts = []
-        for candidate in candidates:
-            content = same_words(candidate.document.content)
-            copied = seen.get(content) or seen.get(same_words(candidate.document.text))
-            verdicts.append(Verdict(copied is None, self.name, detail=f"copy of {copied}" if copied else ""))
-            seen.setdefault(content, candidate.document.id)
-        return verdicts
+    >>> within(3.0, 10, 50, "rank window", "rank")
+    Verdict(kept=False, rule='rank window', measured=3.0, limit=10.0, detail='rank from 10 to 50')
+    """
+    too_low = lowest is not None and value < lowest
+    too_high = highest is not None and value > highest
+    bounds = [float(bound) for bound in (lowest, highest) if bound is not None]
+    limit = bounds[0] if too_low else bounds[-1] if too_high else min(bounds, key=lambda bound: abs(bound - value))
+    sides = [f"{word} {bound:g}" for word, bound in (("from", lowest), ("to", highest)) if bound is not None]
+    return Verdict(not too_low and not too_high, rule, value, limit, " ".join((unit, *sides)))
 
 
 @dataclass(frozen=True, slots=True)
-class NearCopy:
-    """Rejects near copies of a positive or of an earlier candidate: measured = largest Jaccard overlap of shingles, 0..1."""
+class RankWindow:
+    """Keeps candidates whose best rank in the list of any source lies in first..last, both included and either left open.
 
-    limit: float
-    name: str = "near copy"
+    The rank is the retrieval's: known positives and what other filters reject count. A candidate that one source has at the top is
+    suspect however low another one has it, so its best rank decides. "Shifted by N" of NV-Retriever (arXiv 2407.15831, best N = 10) is
+    first = N + 1. What only a source without ranks found (random, written) is kept.
+    """
+
+    first: int | None
+    last: int | None
+    name: str = "rank window"
 
     def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
-        """Candidates are compared with the positives and with the candidates before them that this rule keeps."""
-        seen = [(positive.document.id, shingles(positive.document.content)) for positive in positives]
-        verdicts = []
-        for candidate in candidates:
-            own = shingles(candidate.document.content)
-            measured, copied = max(((self._overlap(own, other), name) for name, other in seen), default=(0.0, ""))
-            kept = measured < self.limit
-            verdicts.append(Verdict(kept, self.name, measured, self.limit, "" if kept else f"near copy of {copied}"))
-            if kept:
-                seen.append((candidate.document.id, own))
-        return verdicts
+        """By the ranks of the origins."""
+        return [self._verdict(candidate) for candidate in candidates]
 
-    def _overlap(self, a: frozenset[str], b: frozenset[str]) -> float:
-        """The overlap, or 0 at once where the sizes alone forbid that it reaches the limit."""
-        small, large = sorted((len(a), len(b)))
-        return overlap(a, b) if small >= self.limit * large else 0.0
+    def _verdict(self, candidate: Candidate) -> Verdict:
+        ranks = [origin.rank for origin in candidate.origins if origin.rank is not None and origin.source not in UNRANKED]
+        return within(float(min(ranks)), self.first, self.last, self.name, "rank") if ranks else Verdict(True, self.name)
 
 
 AGAINST: Mapping[str, Callable[[list[float]], float]] = {"lowest": min, "median": median_low, "highest": max}
@@ -116,7 +87,7 @@ def reference_score(positives: Sequence[Positive], against: str, rule: str) -> f
     scores = [positive.teacher_score for positive in positives if positive.teacher_score is not None]
     if len(scores) < len(positives) or not scores:
         raise SettingError(
-            f"the filter {rule!r} needs teacher scores, and a positive has none; mine with a teacher (--model), or turn the filter off"
+            f"{rule!r} needs teacher scores, and a positive has none; mine with a teacher (--model or --cross-encoder), or turn it off"
         )
     return AGAINST[against](scores)
 
@@ -125,8 +96,8 @@ def teacher_score(candidate: Candidate, rule: str) -> float:
     """The candidate's teacher score. Raises SettingError when it has none."""
     if candidate.teacher_score is None:
         raise SettingError(
-            f"the filter {rule!r} needs teacher scores, and candidate {candidate.document.id} of query {candidate.query_id} has none; "
-            "mine with a teacher (--model), or turn the filter off"
+            f"{rule!r} needs teacher scores, and candidate {candidate.document.id} of query {candidate.query_id} has none; "
+            "mine with a teacher (--model or --cross-encoder), or turn it off"
         )
     return candidate.teacher_score
 
@@ -166,6 +137,45 @@ class AbsoluteMargin:
         return [Verdict(score < limit, self.name, score, limit) for score in scores]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreRange:
+    """Keeps lowest <= s(q, d-) <= highest, either left open: TopK-Abs of NV-Retriever (arXiv 2407.15831) is highest = 0.7.
+
+    The numbers mean something under one teacher only: unrelated texts have a cosine of about 0.05 in MiniLM and 0.75 in E5.
+    """
+
+    lowest: float | None
+    highest: float | None
+    name: str = "score range"
+
+    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
+        """By teacher scores. Raises SettingError when one is missing."""
+        scores = [teacher_score(candidate, self.name) for candidate in candidates]
+        return [within(score, self.lowest, self.highest, self.name, "score") for score in scores]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherThreshold:
+    """Keeps what a cross-encoder is sure is irrelevant: probability < negative_below.
+
+    RocketQA (arXiv 2010.08191) takes negatives below 0.1 and *adds* candidates above 0.9 to the positives; here the latter are only
+    marked in the verdict and counted. Scores must be probabilities, which those of a bi-encoder are not.
+    """
+
+    negative_below: float
+    positive_above: float
+    name: str = "teacher threshold"
+
+    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
+        """By teacher scores. Raises SettingError when one is missing."""
+        scores = [teacher_score(candidate, self.name) for candidate in candidates]
+        marks = [PSEUDO_POSITIVE if score > self.positive_above else "" for score in scores]
+        return [
+            Verdict(score < self.negative_below, self.name, score, self.negative_below, mark)
+            for score, mark in zip(scores, marks, strict=True)
+        ]
+
+
 class FilterSettings(Settings):
     """Known positives and copies are always rejected; the rest is a choice."""
 
@@ -176,20 +186,72 @@ class FilterSettings(Settings):
     absolute_margin: float | None = Field(default=None, ge=0)
     """Teacher score by which a negative must stay below the positive; "off" for none."""
     margin_against: Literal["lowest", "median", "highest"] = "median"
-    """Which of a query's positives margins are measured from. "lowest" is the choice of sentence-transformers and NeMo; where queries have
-    dozens of positives the weakest is so weak that it leaves no negatives (nfcorpus: docs/notebook.md)."""
+    """Which of a query's positives margins (and `simans`) are measured from. "lowest" is the choice of sentence-transformers and NeMo;
+    where queries have dozens of positives the weakest is so weak that it leaves no negatives (nfcorpus: docs/notebook.md)."""
+    min_score: float | None = None
+    """Lowest teacher score of a negative; "off" for none."""
+    max_score: float | None = None
+    """Highest teacher score of a negative; "off" for none."""
 
     @model_validator(mode="after")
     def every_setting_has_an_effect(self) -> Self:
-        """Refuses to be told from which positive to measure a margin that is not asked for."""
-        if "margin_against" in self.model_fields_set and not self.needs_teacher:
-            raise ValueError(f"margin_against = {self.margin_against!r} has no effect here: both margins are off; leave it out")
+        """Refuses ranges that are empty, and what was given though nothing would read it."""
+        refuse_empty_range(self.min_score, self.max_score, "min_score", "max_score")
+        for name, reason in self.without_effect().items():
+            if name in self.model_fields_set:
+                raise ValueError(f"{name} = {getattr(self, name)!r} has no effect here: {reason}; leave it out")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """name -> why, of the settings that nothing reads as the others stand."""
+        return {} if self.uses_reference else {"margin_against": "both margins are off"}
+
+    @property
+    def uses_reference(self) -> bool:
+        """True when something is measured from a positive's score."""
+        return self.relative_margin is not None or self.absolute_margin is not None
 
     @property
     def needs_teacher(self) -> bool:
         """True when a rule compares teacher scores."""
-        return self.relative_margin is not None or self.absolute_margin is not None
+        return self.uses_reference or self.min_score is not None or self.max_score is not None
+
+
+class MinedFilterSettings(FilterSettings):
+    """With the rules that only make sense for what a search found."""
+
+    rank_from: int | None = Field(default=None, ge=1)
+    """Rank: negatives start at it, in the list of whichever source ranks them best; known positives count. "off" for 1."""
+    rank_to: int | None = Field(default=None, ge=1)
+    """Rank: negatives end at it, likewise; "off" for the depth of the search."""
+    negative_below: float | None = Field(default=None, gt=0, le=1)
+    """Probability, by a cross-encoder as the teacher, that a negative must stay below (RocketQA: 0.1); "off" for none."""
+    positive_above: float = Field(default=0.9, ge=0, le=1)
+    """Probability from which a candidate is marked and counted as a pseudo-positive; with `negative_below` only."""
+
+    @model_validator(mode="after")
+    def ranges_hold_something(self) -> Self:
+        """Refuses ranges that are empty."""
+        refuse_empty_range(self.rank_from, self.rank_to, "rank_from", "rank_to")
+        if self.negative_below is not None and self.positive_above < self.negative_below:
+            raise ValueError(f"positive_above = {self.positive_above} lies below negative_below = {self.negative_below}")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """As in FilterSettings."""
+        more = {"positive_above": "negative_below is off"} if self.negative_below is None else {}
+        return super().without_effect() | more
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True when something compares teacher scores."""
+        return super().needs_teacher or self.negative_below is not None
+
+
+def refuse_empty_range(lowest: float | None, highest: float | None, low_name: str, high_name: str) -> None:
+    """Raises ValueError where no value lies between two bounds."""
+    if lowest is not None and highest is not None and lowest > highest:
+        raise ValueError(f"{low_name} = {lowest} lies above {high_name} = {highest}: nothing is between them")
 
 
 def chain(settings: FilterSettings) -> tuple[Filter, ...]:
@@ -197,10 +259,16 @@ def chain(settings: FilterSettings) -> tuple[Filter, ...]:
     filters: list[Filter] = [KnownPositive(), SameText()]
     if settings.near_copy is not None:
         filters.append(NearCopy(settings.near_copy))
+    if isinstance(settings, MinedFilterSettings) and (settings.rank_from, settings.rank_to) != (None, None):
+        filters.append(RankWindow(settings.rank_from, settings.rank_to))
     if settings.relative_margin is not None:
         filters.append(RelativeMargin(settings.relative_margin, settings.margin_against))
     if settings.absolute_margin is not None:
         filters.append(AbsoluteMargin(settings.absolute_margin, settings.margin_against))
+    if (settings.min_score, settings.max_score) != (None, None):
+        filters.append(ScoreRange(settings.min_score, settings.max_score))
+    if isinstance(settings, MinedFilterSettings) and settings.negative_below is not None:
+        filters.append(TeacherThreshold(settings.negative_below, settings.positive_above))
     return tuple(filters)
 
 

@@ -1,54 +1,79 @@
-"""Candidates from any Searcher, merged with all their ranks and scores, scored by the teacher, judged, and chosen.
+"""Candidates from several sources, merged with all their ranks and scores, scored by the teacher, judged, and chosen.
 
-1. `SearchSource` turns a Searcher into a NegativeSource.
+1. Sources propose (see `sources`), one after the other; what each proposes is held in some 20 bytes a candidate.
 2. `merge` makes one Candidate of a document that several sources found, with one Origin each.
-3. `scored` gives candidates and positives their teacher scores.
-4. filters judge (see `filters`).
-5. `select` keeps so many per query, best first; the others stay on file with the verdict "selection".
+3. `scored` gives candidates and positives their teacher scores; `reranked` makes these an origin of their own, where asked.
+4. Filters judge (see `filters`), a choice keeps so many per query (see `selection`).
 
+`decide` does 3 and 4 for some queries at a time, so that memory does not grow with the number of queries beyond steps 1 and 2.
 What it does not know: which models there are, where results are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from random import Random
-from typing import Literal
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
-from negatron.seams import CrossScorer, NegativeSource, Searcher
-from negatron.types import Candidate, Document, Judged, JudgedQuery, NegativeRequest, Origin, Positive, Verdict
+from negatron.identity import stream
+from negatron.negatives.filters import judge
+from negatron.negatives.selection import SelectionSettings, choose
+from negatron.negatives.selection import select as select
+from negatron.negatives.sources import SearchSource as SearchSource
+from negatron.seams import CrossScorer, Filter, NegativeSource
+from negatron.types import Candidate, Document, JudgedQuery, NegativeRequest, Origin, Positive
 
-SELECTION = "selection"
+QUERIES_AT_A_TIME = 256
+"""Queries scored and judged at a time: bounds the pairs that a teacher is asked about at once."""
+Scored = tuple[tuple[Positive, ...], list[Candidate]]
+"""The positives and the candidates of a query."""
 
 
-@dataclass(frozen=True)
-class SearchSource:
-    """A NegativeSource made of a Searcher over `documents`.
+@dataclass
+class Held:
+    """What one source proposed for each of many requests, some 20 bytes a candidate beside the documents, which are shared.
 
-    The candidates of a query are the hits down to the rank at which `per_query` of them are not known positives. Known positives among
-    them stay in, with their rank, for the filters to reject and the file to tell of.
+    That is possible for candidates that differ in document, rank and score alone; others are held as they are.
     """
 
-    name: str
-    searcher: Searcher
-    documents: Mapping[str, Document]
-    round: int = 0
+    _pattern: Origin | None = None
+    _documents: list[tuple[Document, ...]] = field(default_factory=list)
+    _ranks: list[array[int]] = field(default_factory=list)
+    _scores: list[array[float]] = field(default_factory=list)
+    _others: dict[int, tuple[Candidate, ...]] = field(default_factory=dict)
 
-    def propose(self, requests: Sequence[NegativeRequest], per_query: int) -> Iterator[list[Candidate]]:
-        """One list a request, best first."""
-        deepest = per_query + max((len(request.positives) for request in requests), default=0)
-        found = self.searcher.search([request.query for request in requests], deepest)
-        for request, hits in zip(requests, found, strict=True):
-            known = {document.id for document in request.positives}
-            candidates, others = [], 0
-            for rank, hit in enumerate(hits, 1):
-                if others == per_query:
-                    break
-                others += hit.document_id not in known
-                origin = Origin(self.name, self.searcher.fingerprint, self.round, rank, hit.score)
-                candidates.append(Candidate(request.query.id, self.documents[hit.document_id], (origin,)))
-            yield candidates
+    def add(self, candidates: Sequence[Candidate]) -> None:
+        """Takes what was proposed for the next request."""
+        if self._pattern is None and candidates:
+            self._pattern = replace(candidates[0].origins[0], rank=None, score=None)
+        alike = all(len(c.origins) == 1 and replace(c.origins[0], rank=None, score=None) == self._pattern for c in candidates)
+        if not alike:
+            self._others[len(self._documents)] = tuple(candidates)
+        taken = candidates if alike else ()
+        self._documents.append(tuple(candidate.document for candidate in taken))
+        self._ranks.append(array("q", (c.origins[0].rank or 0 for c in taken)))
+        self._scores.append(array("d", (math.nan if c.origins[0].score is None else c.origins[0].score for c in taken)))
+
+    def of(self, row: int, query_id: str) -> list[Candidate]:
+        """What was proposed for a request, as it was."""
+        if row in self._others:
+            return list(self._others[row])
+        rows = zip(self._documents[row], self._ranks[row], self._scores[row], strict=True)
+        return [Candidate(query_id, document, (self._origin(rank, score),)) for document, rank, score in rows]
+
+    def _origin(self, rank: int, score: float) -> Origin:
+        assert self._pattern is not None
+        return replace(self._pattern, rank=rank or None, score=None if math.isnan(score) else score)
+
+
+def hold(source: NegativeSource, requests: Sequence[NegativeRequest], per_query: int) -> Held:
+    """All that a source proposes."""
+    held = Held()
+    for own in source.propose(requests, per_query):
+        held.add(own)
+    return held
 
 
 def merge(lists: Sequence[Sequence[Candidate]]) -> list[Candidate]:
@@ -73,9 +98,21 @@ def merge(lists: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     return sorted(merged.values(), key=lambda c: (order[c.document.id], c.document.id))
 
 
-def scored(
-    requests: Sequence[NegativeRequest], candidates: Sequence[Sequence[Candidate]], teacher: CrossScorer | None
-) -> list[tuple[tuple[Positive, ...], list[Candidate]]]:
+def proposals(
+    sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depths: Sequence[int]
+) -> Iterator[list[Candidate]]:
+    """What all sources propose, merged; one list a request. All sources have answered everything before the first list is given."""
+    held = [hold(source, requests, depth) for source, depth in zip(sources, depths, strict=True)]
+    for row, request in enumerate(requests):
+        yield merge([own.of(row, request.query.id) for own in held])
+
+
+def propose_all(sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depth: int) -> list[list[Candidate]]:
+    """`proposals` of equal depth, all at once."""
+    return list(proposals(sources, requests, [depth] * len(sources)))
+
+
+def scored(requests: Sequence[NegativeRequest], candidates: Sequence[Sequence[Candidate]], teacher: CrossScorer | None) -> list[Scored]:
     """For each request its positives and candidates, both scored by the same teacher; scores None without one."""
     if teacher is None:
         return [(tuple(map(Positive, request.positives)), list(own)) for request, own in zip(requests, candidates, strict=True)]
@@ -91,49 +128,52 @@ def scored(
     ]
 
 
-def propose_all(sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depth: int) -> list[list[Candidate]]:
-    """What all sources propose, merged; one list a request."""
-    proposals = [list(source.propose(requests, depth)) for source in sources]
-    return [merge([own[row] for own in proposals]) for row in range(len(requests))]
+def reranked(candidates: Sequence[Candidate], scores: Sequence[float], origin: Origin) -> list[Candidate]:
+    """The candidates with one origin more: who scored the whole pool anew, at which rank in it (ties by id), with which score."""
+    order = sorted(range(len(candidates)), key=lambda row: (-scores[row], candidates[row].document.id))
+    rank = {row: place for place, row in enumerate(order, 1)}
+    return [
+        replace(candidate, origins=(*candidate.origins, replace(origin, rank=rank[row], score=scores[row])))
+        for row, candidate in enumerate(candidates)
+    ]
 
 
-def interleaved(judged: Sequence[Judged]) -> list[int]:
-    """Rows of the candidates no filter rejects, taken in turn from each source (sources in the order of their names), best first.
+@dataclass(frozen=True)
+class Reranking:
+    """A cross-encoder as a source: it proposes nothing of its own and ranks what the others propose."""
 
-    A candidate of several sources counts for whichever comes first to it.
-    """
-    open_rows = [row for row, item in enumerate(judged) if item.spare]
-    sources = sorted({source for row in open_rows for source in judged[row].candidate.sources})
-    queues = {
-        name: sorted(
-            (row for row in open_rows if name in judged[row].candidate.sources),
-            key=lambda row: (
-                next(o.rank or 0 for o in judged[row].candidate.origins if o.source == name),
-                judged[row].candidate.document.id,
-            ),
-        )
-        for name in sources
-    }
-    taken: dict[int, None] = {}
-    while len(taken) < len(open_rows):
-        for name in sources:
-            row = next((row for row in queues[name] if row not in taken), None)
-            if row is not None:
-                taken[row] = None
-    return list(taken)
+    name: str
+    scorer: CrossScorer
+    round: int = 0
+
+    def applied(self, requests: Sequence[NegativeRequest], items: Sequence[Scored], teacher: CrossScorer | None) -> list[Scored]:
+        """The items with its ranks; scores that it gave as the teacher are used again."""
+        if teacher is self.scorer:
+            scores = iter([c.teacher_score or 0.0 for _, found in items for c in found])
+        else:
+            pairs = [(request.query.text, c.document.content) for request, (_, found) in zip(requests, items, strict=True) for c in found]
+            scores = iter(self.scorer.score(pairs).tolist())
+        origin = Origin(self.name, self.scorer.fingerprint, self.round)
+        return [(positives, reranked(found, [next(scores) for _ in found], origin)) for positives, found in items]
 
 
-def select(item: JudgedQuery, count: int, how: Literal["top", "random"], stream: Random) -> JudgedQuery:
-    """Keeps `count` of the candidates that no filter rejects: the best of each source in turn, or drawn at random.
-
-    Every such candidate gets a verdict "selection" with its place and the limit. Earlier choices are dropped; rejections stay.
-    """
-    judged = [Judged(j.candidate, tuple(v for v in j.verdicts if v.rule != SELECTION)) for j in item.judged]
-    order = interleaved(judged)
-    if how == "random":
-        order = sorted(order, key=lambda row: judged[row].candidate.document.id)
-        stream.shuffle(order)
-    for place, row in enumerate(order, 1):
-        verdict = Verdict(place <= count, SELECTION, float(place), float(count))
-        judged[row] = replace(judged[row], verdicts=(*judged[row].verdicts, verdict))
-    return JudgedQuery(item.query, item.positives, tuple(judged))
+def decide(
+    requests: Sequence[NegativeRequest],
+    candidates: Iterable[Sequence[Candidate]],
+    teacher: CrossScorer | None,
+    filters: Sequence[Filter],
+    selection: SelectionSettings,
+    seed: int,
+    *,
+    reranking: Reranking | None = None,
+) -> Iterator[JudgedQuery]:
+    """Proposals scored by the teacher, judged by the filters, and chosen from; some queries at a time, given one after another."""
+    proposed = iter(candidates)
+    for start in range(0, len(requests), QUERIES_AT_A_TIME):
+        block = requests[start : start + QUERIES_AT_A_TIME]
+        items = scored(block, list(islice(proposed, len(block))), teacher)
+        if reranking is not None:
+            items = reranking.applied(block, items, teacher)
+        for request, (positives, own) in zip(block, items, strict=True):
+            item = JudgedQuery(request.query, positives, judge(filters, request.query, positives, own))
+            yield choose(item, selection, stream(seed, "select", request.query.id))

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, cycle
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from negatron.identity import same_words, stream
 from negatron.training.targets import Targets, TeacherScores
-from negatron.types import Negative, TrainingExample
+from negatron.types import TrainingExample
 
 WRITTEN_SOURCES = frozenset({"synthetic"})
 """Sources that are language models, as synthesis names them: "synthetic", or "synthetic:NAME"."""
@@ -93,42 +94,47 @@ def collate(examples: Sequence[TrainingExample], *, in_batch: bool = True, writt
         columns_of_row.append([column.setdefault(content, len(column)) for content in contents])
     barred = barred_columns(examples, column)
     excluded = [(row, j) for row, columns in enumerate(barred) for j in columns if j != columns_of_row[row][0]]
-    own = OwnNegatives()
-    for row, (example, columns) in enumerate(zip(examples, columns_of_row, strict=True)):
-        own.add(row, example, columns, barred[row], written_sources)
+    own, written, scores = own_negatives(examples, columns_of_row, barred, written_sources)
     targets = Targets(
         torch.tensor([columns[0] for columns in columns_of_row]),
         pairs(excluded),
-        pairs(own.pairs),
+        pairs(own),
         in_batch,
-        written=torch.tensor(own.written) if any(own.written) else None,
+        written=torch.tensor(written) if any(written) else None,
         weights=None if all(example.weight == 1 for example in examples) else torch.tensor([float(e.weight) for e in examples]),
-        teacher=teacher_scores([example.positive_score for example in examples], own.scores),
+        teacher=teacher_scores([example.positive_score for example in examples], scores),
     )
     return Batch(tuple(example.query.text for example in examples), tuple(column), targets)
 
 
-@dataclass(slots=True)
-class OwnNegatives:
-    """The own negatives of a batch, row after row, columns ascending: [H] (row, column), whether written, the teacher's score."""
+def own_negatives(
+    examples: Sequence[TrainingExample],
+    columns_of_row: Sequence[Sequence[int]],
+    barred: Sequence[Sequence[int]],
+    written_sources: frozenset[str],
+) -> tuple[list[tuple[int, int]], list[bool], list[float | None]]:
+    """[H] (row, column) of the own negatives, row after row, columns ascending; whether written; the teacher's score."""
+    own, written, scores = list[tuple[int, int]](), list[bool](), list[float | None]()
+    by_model = {source: source.partition(":")[0] in written_sources for source in sources_of(examples)}
+    for row, (example, columns) in enumerate(zip(examples, columns_of_row, strict=True)):
+        out, before = {columns[0], *barred[row]}, -1
+        for j, negative in sorted(zip(columns[1:], example.negatives, strict=True), key=itemgetter(0)):
+            if j in out:
+                continue
+            by_a_model = any(by_model[origin.source] for origin in negative.origins)
+            if j == before:  # the same text again, which sorting put behind the first one
+                written[-1] = written[-1] or by_a_model
+                continue
+            before = j
+            own.append((row, j))
+            written.append(by_a_model)
+            scores.append(negative.teacher_score)
+    return own, written, scores
 
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    written: list[bool] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
 
-    def add(
-        self, row: int, example: TrainingExample, columns: Sequence[int], barred: Sequence[int], written_sources: frozenset[str]
-    ) -> None:
-        """The negatives of one example; columns: of its positive and its negatives; barred: columns that are no negatives of it."""
-        found: dict[int, list[Negative]] = {}
-        for j, negative in zip(columns[1:], example.negatives, strict=True):
-            if j != columns[0] and j not in barred:
-                found.setdefault(j, []).append(negative)
-        for j, negatives in sorted(found.items()):
-            origins = (origin for negative in negatives for origin in negative.origins)
-            self.pairs.append((row, j))
-            self.written.append(any(origin.source.partition(":")[0] in written_sources for origin in origins))
-            self.scores.append(negatives[0].teacher_score)
+def sources_of(examples: Sequence[TrainingExample]) -> set[str]:
+    """The names of all sources of the examples' negatives."""
+    return {origin.source for example in examples for negative in example.negatives for origin in negative.origins}
 
 
 def teacher_scores(positive: Sequence[float | None], own: Sequence[float | None]) -> TeacherScores | None:
@@ -141,17 +147,17 @@ def teacher_scores(positive: Sequence[float | None], own: Sequence[float | None]
 
 def barred_columns(examples: Sequence[TrainingExample], column: Mapping[str, int]) -> list[list[int]]:
     """For each example the columns, ascending, that are known positives of its query; those with its own text among them."""
-    known_texts = chain.from_iterable(example.known_positives for example in examples)
-    words = same_words_classes(chain(column, known_texts))
+    words = same_words_classes(chain(column, chain.from_iterable(example.known_positives for example in examples)))
     columns_of: dict[int, list[int]] = {}
     for content, j in column.items():
         columns_of.setdefault(words[content], []).append(j)
     asks = same_words_classes(example.query.text for example in examples)
     known: dict[int, set[int]] = {}
     for example in examples:
-        contents = (example.positive.content, *example.known_positives)
-        known.setdefault(asks[example.query.text], set()).update(words[content] for content in contents)
-    barred = {query: sorted(j for word in texts for j in columns_of.get(word, ())) for query, texts in known.items()}
+        texts = known.setdefault(asks[example.query.text], set())
+        texts.add(words[example.positive.content])
+        texts.update([words[content] for content in example.known_positives])
+    barred = {query: sorted(chain.from_iterable(columns_of.get(word, ()) for word in texts)) for query, texts in known.items()}
     return [barred[asks[example.query.text]] for example in examples]
 
 

@@ -29,6 +29,8 @@ Hashes = NDArray[np.uint64]
 ENTRIES_AT_A_TIME = 1 << 18
 """Hashes that are looked at together while counting."""
 NOBODY = np.int64(1 << 62)
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that different texts stay different; without it, hashes made as the batches' keys are made could meet across batches."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +77,7 @@ def clashing(hashes: TextHashes, rows: Ints, texts: Hashes, batches: Ints, quota
     owners, known = hashes.known_of(rows)
     values = np.concatenate([texts.reshape(-1)[held], known])
     holders = np.concatenate([held // width, owners])
-    keys = values ^ mixed(batches.astype(np.uint64), 1)[holders]  # the same text in another batch is another key
+    keys = keys_of(values, batches[holders])
     shared = shared_keys(keys, holders >= seated if seated else None)
     lost = np.zeros(len(rows), np.bool_)
     if not shared.size:
@@ -94,6 +96,11 @@ def clashing(hashes: TextHashes, rows: Ints, texts: Hashes, batches: Ints, quota
     refused = np.where(allowed == 0, True, ~knows[asked] & (turn[asked] >= allowed))
     lost[row[asked[refused]]] = True
     return lost
+
+
+def keys_of(values: Hashes, batches: Ints) -> Hashes:
+    """A number for each text in its batch: the same text in another batch is another key."""
+    return values * SPREAD ^ mixed(batches.astype(np.uint64), 1)
 
 
 def shared_keys(keys: Hashes, new: Bools | None = None) -> Ints:

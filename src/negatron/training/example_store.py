@@ -115,7 +115,9 @@ class ExampleStore(Sequence[TrainingExample]):
     def take(self, positions: Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]]) -> list[TrainingExample]:
         """The examples at these positions, in their order; only their rows are read. Raises IndexError for a position outside."""
         wanted = np.asarray(positions, np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+        if not len(wanted):
+            return []
+        if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"rows {wanted.min()} .. {wanted.max()} of {len(self)}")
         in_file_order = np.argsort(wanted, kind="stable")
         blocks, firsts = np.unique(wanted[in_file_order] // ROWS_IN_A_BLOCK, return_index=True)

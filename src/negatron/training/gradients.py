@@ -3,7 +3,8 @@
 1. Each side's distinct texts are sorted by length and packed into chunks of like length, so that little is padded (`pack`).
 2. Each chunk is prepared (tokenised) and encoded, the longest first: with a graph as far as `keep_tokens` reaches, without one after that.
 3. The loss gives the gradient at the vectors.
-4. Each chunk's gradient is pushed through its graph; a chunk without one is encoded again, under its own random state.
+4. Each chunk's gradient is pushed through its graph; a chunk without one is encoded again, under its own random state (from the results
+   of the first pass where these were kept, `remembered`).
 
 So with every graph kept it is the plain route, with none kept it is GradCache (Gao et al. 2021, arXiv 2101.06983). Memory: the
 activations of one chunk, those that are kept, and N x D numbers twice. With several processes, `gathered` says what each of them does.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,9 +30,12 @@ from torch import Tensor
 from negatron.training.batches import Batch
 from negatron.training.gathered import Processes
 from negatron.training.losses import Targets
+from negatron.training.remembered import Recalling, Remembering, Result
 
 Loss = Callable[[Tensor, Tensor, Targets], Tensor]
 """(queries [Q, D], documents [N, D], targets) -> the *sum* over the rows that the targets ask for, a scalar."""
+Keep = Literal["graph", "products", "nothing"]
+"""What of a chunk stays between the two passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Step:
     """Tokens that this process encoded in the first pass, padding among them."""
     tokens_again: int
     """Those of them that it encoded a second time, because their graph was not kept."""
+    product_tokens: int
+    """Those of these whose matrix products were kept from the first time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,12 +128,16 @@ class Chunk:
         """[len(numbers), D]."""
         return self.side.tower.forward(features)[: len(self.numbers)]
 
-    def first_pass(self, keep: bool) -> tuple[Tensor, Kept | Again]:
-        """Its vectors [n, D], detached, and how to come to their graph; `keep`: at once, and it stays."""
-        features, state = self.prepared(), None if keep else RandomState.now()
-        with torch.set_grad_enabled(keep):
+    def first_pass(self, keep: Keep) -> tuple[Tensor, Kept | Again]:
+        """Its vectors [n, D], detached, and how to come to their graph."""
+        features = self.prepared()
+        if keep == "graph":
             vectors = self.encoded(features)
-        return vectors.detach(), Kept(vectors) if state is None else Again(self, features, state)
+            return vectors.detach(), Kept(vectors)
+        state, products = RandomState.now(), Remembering() if keep == "products" else None
+        with torch.no_grad(), products or nullcontext():
+            vectors = self.encoded(features)
+        return vectors, Again(self, features, state, () if products is None else products.complete())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,10 +158,12 @@ class Again:
     chunk: Chunk
     features: Any
     state: RandomState
+    results: Sequence[Result]
+    """Of the first pass, where they were kept."""
 
     def with_graph(self) -> Tensor:
         """[n, D]."""
-        with self.state.replayed():
+        with self.state.replayed(), Recalling(self.results) if self.results else nullcontext():
             return self.chunk.encoded(self.features)
 
 
@@ -165,6 +177,7 @@ def step(
     chunk_tokens: int | None = None,
     keep_graphs: int = 0,
     keep_tokens: int = 0,
+    keep_product_tokens: int = 0,
     processes: Processes | None = None,
 ) -> Step:
     """Adds the gradient of the batch's mean loss to the parameters behind the towers.
@@ -181,9 +194,11 @@ def step(
             chunk_size, all of a side is encoded at once and every graph is kept.
         keep_graphs: chunks whose graph is kept from the first pass, which spares their second one and costs their activations.
         keep_tokens: the same in tokens with their padding: as many chunks as fit, the longest texts first.
+        keep_product_tokens: of so many tokens more, with their padding, only the results of matrix products and random draws are kept, for
+            a third of a graph's memory; the second pass takes them from there (`remembered`).
         processes: those that take the step together, from `Processes.now`; None = this one alone.
 
-    Raises NegatronError where processes were given different batches.
+    Raises NegatronError where processes were given different batches, SettingError where a model does not allow keep_product_tokens.
 
     """
     if processes is not None:
@@ -192,19 +207,22 @@ def step(
     chunks = [chunk for side in sides for chunk in side.chunks(chunk_size, chunk_tokens)]
     chunks.sort(key=lambda chunk: chunk.longest, reverse=True)  # a batch that does not fit into memory fails at its beginning
     padded = [chunk.padded_tokens for chunk in chunks]
-    kept = len(chunks) if chunk_size is None and chunk_tokens is None else max(keep_graphs, how_many_fit(padded, keep_tokens))
+    graphs = len(chunks) if chunk_size is None and chunk_tokens is None else max(keep_graphs, how_many_fit(padded, keep_tokens))
+    keeps = what_is_kept(padded, min(graphs, len(chunks)), keep_product_tokens)
     with nullcontext() if processes is None else processes.one_gradient():
-        passes = [chunk.first_pass(keep=n < kept) for n, chunk in enumerate(chunks)]
+        passes = [chunk.first_pass(keep) for chunk, keep in zip(chunks, keeps, strict=True)]
         tables = [side.table(chunks, [vectors for vectors, _ in passes]) for side in sides]
         ways = [way for _, way in passes]
         del passes  # the vectors are in the tables now
+        torch.clear_autocast_cache()  # if the caller has autocast on: weights cast without a graph would cut the second pass off from them
         mean, wanted = at_vectors(sides, tables, batch.targets, loss, processes)
         for chunk, way in zip(chunks, ways, strict=True):
             gradient = wanted[sides.index(chunk.side)]
             places = torch.tensor(chunk.numbers, dtype=torch.long, device=gradient.device)
             way.with_graph().backward(gradient[places])  # type: ignore[no-untyped-call]
     lengths = [length for side in sides for length in side.lengths]
-    return Step(mean, len(lengths), sum(lengths), sum(padded), sum(padded[kept:]))
+    from_products = sum(tokens for tokens, keep in zip(padded, keeps, strict=True) if keep == "products")
+    return Step(mean, len(lengths), sum(lengths), sum(padded), sum(padded[graphs:]), from_products)
 
 
 def at_vectors(
@@ -242,6 +260,16 @@ def pack(lengths: Sequence[int], *, chunk_size: int | None, chunk_tokens: int | 
             chunks.append(range(first, end))
             first = end
     return chunks
+
+
+def what_is_kept(padded: Sequence[int], graphs: int, product_tokens: int) -> list[Keep]:
+    """Of the first `graphs` chunks the graph, of as many of the next as the budget allows the products, of the others nothing.
+
+    >>> what_is_kept([4, 4, 4, 4], 1, 9)
+    ['graph', 'products', 'products', 'nothing']
+    """
+    products = how_many_fit(padded[graphs:], product_tokens)
+    return ["graph" if n < graphs else "products" if n < graphs + products else "nothing" for n in range(len(padded))]
 
 
 def how_many_fit(sizes: Sequence[int], budget: int) -> int:

@@ -62,8 +62,8 @@ class Blocks:
 
 
 def available(device: torch.device | str) -> bool:
-    """Whether the kernels run there: Triton and a CUDA device of compute capability 8.0 or more, or Triton's interpreter and a CPU."""
-    if find_spec("triton") is None:
+    """Whether the kernels run there: Triton 3.4 and a CUDA device of compute capability 8.0, or Triton's interpreter and a CPU."""
+    if find_spec("triton") is None or find_spec("triton.tools.tensor_descriptor") is None:  # which came with 3.4
         return False
     device = torch.device(device)
     if device.type == "cuda":
@@ -242,8 +242,8 @@ class Dense:
         """Checks shapes, converts dtypes, sorts the skipped pairs."""
         if not available(rows.device):
             raise NegatronError(
-                f"the kernels do not run on {rows.device}: they need the Python package triton and a CUDA device of compute capability 8.0 "
-                "or more; `tiled` computes the same anywhere"
+                f"the kernels do not run on {rows.device}: they need the Python package triton (3.4 or newer) and a CUDA device of compute "
+                "capability 8.0 or more; `tiled` computes the same anywhere"
             )
         if rows.dim() != 2 or columns.dim() != 2 or rows.shape[1] != columns.shape[1] or not (len(rows) and len(columns)):
             raise ValueError(f"rows {tuple(rows.shape)} and columns {tuple(columns.shape)}; expected [R, D] and [C, D], none of them empty")
@@ -358,8 +358,7 @@ def device_facts(device: torch.device) -> tuple[tuple[int, int], int]:
 
 def even(matrix: Tensor) -> bool:
     """Whether the copy engine can move tiles of it: its rows begin at multiples of 16 bytes."""
-    known = find_spec("triton.tools.tensor_descriptor") is not None  # since Triton 3.4
-    return known and matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+    return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
 
 
 def blocks_for(wide: bool, guided: bool, evenly: bool, capability: tuple[int, int], precision: Precision) -> Blocks:

@@ -20,16 +20,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from negatron.errors import SettingError
+from negatron.errors import SettingError, nearest
 from negatron.identity import fingerprint, fingerprint_texts, stream
 from negatron.seams import Encoder
 from negatron.training import adapters, towers
-from negatron.training.curriculum import Curriculum, refuse_unknown_sources, sources_of
+from negatron.training.batches import WRITTEN_SOURCES
+from negatron.training.curriculum import Curriculum, answers, refuse_unknown_sources, sources_of
 from negatron.training.example_store import ExampleStore
 from negatron.training.gathered import Processes
 from negatron.training.gradients import Tower
 from negatron.training.mixtures import ExampleSet, Feed, refuse_bad_sets
-from negatron.training.recipe import TrainingSettings
+from negatron.training.recipe import Prompts, TrainingSettings
 from negatron.training.remining import ConanReplacement, Remine
 from negatron.training.towers import CutTexts, TokenCounts
 from negatron.training.workers import Workers
@@ -78,7 +79,7 @@ class Learner:
 
 def refuse_what_teaches_nothing(sets: Sequence[ExampleSet], settings: TrainingSettings, *, evaluated: bool, guided: bool) -> None:
     """Raises NegatronError for no examples, SettingError for settings under which nothing can be learnt, or that nothing could honour."""
-    refuse_bad_sets(sets)
+    refuse_bad_sets(sets, settings.prompts)
     for one in sets:
         if any(example.negatives for example in one.examples):
             continue
@@ -102,6 +103,21 @@ def refuse_what_teaches_nothing(sets: Sequence[ExampleSet], settings: TrainingSe
         raise SettingError(f"mixing_exponent = {settings.mixing_exponent:g} has no effect with one data set; leave it out")
 
 
+def refuse_without_effect(sets: Sequence[ExampleSet], settings: TrainingSettings) -> None:
+    """Raises SettingError for a setting about own negatives that no example looked at has: it would teach without, unsaid."""
+    asks = settings.stages or settings.remine or settings.causalneg_weight or "own_weight" in settings.model_fields_set
+    if not asks:
+        return
+    sources = sources_of(chain.from_iterable(map(looked_at, sets)))
+    refuse_unknown_sources(settings.stages, sources)
+    if "own_weight" in settings.model_fields_set and not sources:
+        raise SettingError(f"own_weight = {settings.own_weight:g} has no effect: no example has a negative of its own; mine some first")
+    if settings.causalneg_weight and not any(answers(source, name) for source in sources for name in WRITTEN_SOURCES):
+        raise SettingError(f"causalneg_weight = {settings.causalneg_weight:g} has no effect: no negative was written by a language model")
+    if settings.remine is not None and not any(answers(source, settings.remine.source) for source in sources):
+        raise SettingError(f"remine: no example has a negative of {settings.remine.source!r}{nearest(settings.remine.source, sources)}")
+
+
 def prepared(
     model: SentenceTransformer,
     sets: Sequence[ExampleSet],
@@ -121,12 +137,12 @@ def prepared(
     curriculum = Curriculum(
         settings.defaults(), sum(len(one.examples) for one in sets), settings.epochs, settings.stages, settings.weighting
     )
-    refuse_unknown_sources(settings.stages, sources_of(chain.from_iterable(map(looked_at, sets))) if settings.stages else ())
+    refuse_without_effect(sets, settings)
     temperature = None
     if settings.temperature_learning_rate:
         start = torch.tensor(-math.log(curriculum.at(0).temperature), device=workers.device)
         temperature = torch.nn.Parameter(start)
-    both = {one.name: towers_of(model, one, context) for one in sets}
+    both = {one.name: towers_of(model, settings.prompts.get(one.name, Prompts()), context) for one in sets}
     learner = Learner(
         model,
         adamw(model, temperature, settings),
@@ -145,13 +161,13 @@ def prepared(
 
 
 def towers_of(
-    model: SentenceTransformer, one: ExampleSet, context: Callable[[], AbstractContextManager[Any]]
+    model: SentenceTransformer, prompts: Prompts, context: Callable[[], AbstractContextManager[Any]]
 ) -> tuple[Tower, Tower, TokenCounts, TokenCounts]:
     """The two towers of a set, with its own prompts where it has some."""
     made = []
     for task, given, names in (
-        ("query", one.query_prompt, towers.QUERY_PROMPTS),
-        ("document", one.document_prompt, towers.DOCUMENT_PROMPTS),
+        ("query", prompts.query, towers.QUERY_PROMPTS),
+        ("document", prompts.document, towers.DOCUMENT_PROMPTS),
     ):
         prompt = towers.prompt_of(model, names) if given is None else given
         counts = TokenCounts(model, prompt)
@@ -206,8 +222,7 @@ def recipe_of(
     """All that the trained weights depend on, as JSON values."""
     chosen = {key: value for key, value in settings.as_json().items() if key not in NOT_LEARNT_FROM}
     start = {"weights": towers.weights_fingerprint(model), "prompts": fingerprint(model.prompts, model.default_prompt_name)}
-    given = [[one.name, one.query_prompt, one.document_prompt, examples_fingerprint(one.examples)] for one in sets]
-    examples = given[0][-1] if len(sets) == 1 and given[0][1:3] == [None, None] else fingerprint(given)
+    examples = fingerprint([[one.name, examples_fingerprint(one.examples)] for one in sets])
     guided = {"guide_fingerprint": guide.fingerprint} if guide is not None else {}
     return {
         **start,

@@ -15,7 +15,7 @@ What it does not know: what a batch is laid out like, models, prompts' meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -24,7 +24,7 @@ from typing import cast
 
 import numpy as np
 
-from negatron.errors import NegatronError
+from negatron.errors import NegatronError, SettingError, nearest
 from negatron.identity import stream
 from negatron.training.curriculum import Curriculum, Span
 from negatron.training.example_store import ExampleStore
@@ -36,14 +36,10 @@ from negatron.types import TrainingExample
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExampleSet:
-    """The training examples of one data set, with the prompts that its texts are read with."""
+    """The training examples of one data set. Its name stands in the log, and the settings give it prompts by it."""
 
     name: str
     examples: Sequence[TrainingExample]
-    query_prompt: str | None = None
-    """Put before each query; None = the model's own."""
-    document_prompt: str | None = None
-    """Put before each document; None = the model's own."""
 
 
 def as_sets(examples: Sequence[TrainingExample] | Sequence[ExampleSet]) -> tuple[ExampleSet, ...]:
@@ -53,11 +49,14 @@ def as_sets(examples: Sequence[TrainingExample] | Sequence[ExampleSet]) -> tuple
     return (ExampleSet("examples", cast(Sequence[TrainingExample], examples)),)
 
 
-def refuse_bad_sets(sets: Sequence[ExampleSet]) -> None:
-    """Raises NegatronError when a set has no example, or two sets have one name, which the log could not tell apart."""
+def refuse_bad_sets(sets: Sequence[ExampleSet], prompted: Iterable[str]) -> None:
+    """Raises NegatronError when a set has no example, or two sets have one name, SettingError for prompts of a set that is not there."""
     names = [one.name for one in sets]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise NegatronError(f"two sets of training examples are called {doubled[0]!r}; give each a name of its own")
+    for name in prompted:
+        if name not in names:
+            raise SettingError(f"prompts: there is no data set {name!r}{nearest(name, names)}")
     for one in sets:
         if not len(one.examples):
             which = f" in {one.name}" if len(sets) > 1 else ""

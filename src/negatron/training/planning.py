@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from negatron.errors import SettingError
 from negatron.identity import stream
 from negatron.store import begin, read_manifest
-from negatron.training.clashes import Bools, Hashes, Ints, Quotas, clashing, frequent_texts, least_conflicts
+from negatron.training.clashes import Bools, Hashes, Ints, Quotas, clashing, frequent_texts, keys_of, least_conflicts
 from negatron.training.shuffling import Permutation, mixed
 from negatron.training.text_hashes import TextHashes
 
@@ -46,10 +46,13 @@ OFFERS = 10
 """How often a window offers its free seats."""
 OFFERS_TO_THE_WAITING = 3
 """Of these, how many go to the rows that wait before new ones are drawn."""
-SWAPS = 24
+SWAPS = 64
 """How often a window of finished batches is gone through at the end."""
 PATIENCE = 6
-"""A window of the end is given up when its waiting rows have not become a tenth fewer in so many turns."""
+"""Such a window is given up when its waiting rows are more than FEW and have not become a tenth fewer in so many turns."""
+FEW = 16
+FAILURES = 3
+"""How many such windows may fail to part half of the rows that came to them; where more than FEW are left, one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,10 +142,13 @@ class Window:
     """[S]."""
     texts: Hashes
     """[S, T]: of the rows; 0 where a seat is free."""
+    keys: Hashes
+    """[S * T]: of the texts in their batches; anything where a seat is free."""
 
     def seat(self, seats: Ints, rows: Ints, texts: Hashes) -> None:
         """Puts rows on seats; whoever sat there has no seat any more."""
         self.rows[seats], self.texts[seats] = rows, texts
+        self.keys.reshape(self.texts.shape)[seats] = keys_of(texts, self.batches[seats][:, None])
 
     def clear(self, seats: Ints) -> Ints:
         """Frees the seats; the rows that sat there."""
@@ -167,11 +173,12 @@ class Dealer:
     drawn: int = field(init=False, default=0)
     unchecked: int = field(init=False, default=0)
     """Rows that got a seat although they meet someone there."""
+    throws: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         draw = stream(self.seed, "batches", self.epoch)
         self.order = Permutation.drawn(len(self.hashes), draw)
-        self.key = draw.getrandbits(64)
+        self.key = draw.getrandbits(63)
         count, total = len(self.positions), len(self.hashes)
         texts, rows = frequent_texts(self.hashes, total / self.batch_size)
         self.quotas = Quotas(texts, rows * count // max(total, 1), count, self.batch_size)
@@ -203,12 +210,13 @@ class Dealer:
         first = numbers * self.batch_size
         counts = np.minimum(first + self.batch_size, len(self.positions)) - first
         batches = np.repeat(numbers, counts)
-        rows = np.full(len(batches), -1, np.int64)
-        window = Window(batches, rows, np.zeros((len(rows), self.hashes.texts.shape[1]), np.uint64))
+        shape = (len(batches), self.hashes.texts.shape[1])
+        texts, keys = np.zeros(shape, np.uint64), np.zeros(shape[0] * shape[1], np.uint64)
+        window = Window(batches, np.full(len(batches), -1, np.int64), texts, keys)
         if not empty:
-            rows[:] = self.positions[self.places_of(window)]
+            rows = self.positions[self.places_of(window)].astype(np.int64)
             taken = np.flatnonzero(rows >= 0)
-            window.texts[taken] = self.hashes.texts[rows[taken]]
+            window.seat(taken, rows[taken], np.asarray(self.hashes.texts[rows[taken]]))
         return window
 
     def close(self, window: Window) -> None:
@@ -230,8 +238,8 @@ class Dealer:
 
     def welcome(self, window: Window, rows: Ints, batches: Ints) -> tuple[Hashes, Bools]:
         """[n, T] texts of rows that come to batches of the window, and [n] who of them meets nobody there nor among those before him."""
-        seated = np.flatnonzero(window.rows >= 0)
         texts = np.asarray(self.hashes.texts[rows])
+        seated = self.concerned(window, texts, batches)
         lost = clashing(
             self.hashes,
             np.concatenate([window.rows[seated], rows]),
@@ -241,6 +249,17 @@ class Dealer:
             seated=len(seated),
         )
         return texts, ~lost[len(seated) :]
+
+    def concerned(self, window: Window, texts: Hashes, batches: Ints) -> Ints:
+        """The seats whose rows the guests may meet, and a few others: texts [n, T] of guests who come to batches [n]."""
+        if len(self.hashes.known_values) or 4 * len(batches) > len(window.rows):
+            return np.flatnonzero((window.rows >= 0) & np.isin(window.batches, batches))
+        shift = np.uint64(64 - max(8, texts.size.bit_length() + 3))
+        expected = np.zeros(1 << (64 - int(shift)), np.bool_)
+        expected[keys_of(texts, batches[:, None]) >> shift] = True
+        near = np.flatnonzero(expected[window.keys >> shift]) // texts.shape[1]
+        seats = near[np.diff(near, prepend=-1) > 0]
+        return seats[window.rows[seats] >= 0]
 
     def fill(self, window: Window, waiting: Ints) -> Ints:
         """Seats waiting rows and new ones until the window is full or the order has ended; returns those who wait for the next window."""
@@ -274,27 +293,31 @@ class Dealer:
     def in_turn(self, seats: Ints, window: Window, offer: int) -> Ints:
         """Free seats as they are offered: at first one of each batch in turn, so that rows that wait together part; then by chance."""
         if offer:
-            return seats[np.argsort(mixed(seats.astype(np.uint64), self.key + offer), kind="stable")]
+            return seats[np.argsort(self.dice(seats), kind="stable")]
         batches = window.batches[seats]
         begins = np.flatnonzero(np.diff(batches, prepend=-1))
         within = np.arange(len(seats)) - np.repeat(begins, np.diff(begins, append=len(seats)))
         return seats[np.argsort(within, kind="stable")]
 
     def mend(self, waiting: Ints, unfinished: int) -> None:
-        """Gives a seat to all who wait at the end, and parts who was seated unchecked: see `swap`. A finished batch is opened once at most.
+        """Gives a seat to all who wait at the end, and parts who was seated unchecked: see `swap`.
 
-        It ends when nobody is left who meets anybody, or when a window parts fewer than half of those who did: then most cannot be parted.
+        It ends when nobody is left who meets anybody, or when windows part fewer than half of those who did: the rest cannot be parted.
         """
         # A frequent text's shares are filled to the last seat now, and it does no harm to have a few more in a batch than in another.
         self.quotas = replace(self.quotas, rows=self.quotas.rows * 9 // 8 + self.batches)
         finished = Permutation.drawn(unfinished, stream(self.key, "mend")).between(0, unfinished)
         last_ones = np.arange(unfinished, self.batches)
-        for first in range(0, max(len(finished), 1), self.in_a_window):
-            window = self.opened(np.sort(np.concatenate([finished[first : first + self.in_a_window], last_ones])))
+        others = [finished[first : first + self.in_a_window] for first in range(0, max(len(finished), 1), self.in_a_window)]
+        failures = 0
+        for attempt in range(max(len(others), FAILURES)):
+            window = self.opened(np.sort(np.concatenate([others[attempt % len(others)], last_ones])))
             came, stuck = self.swap(window, waiting)
             self.close(window)
             waiting = waiting[:0]
-            if 2 * stuck > came or not (stuck or self.unchecked):
+            if 2 * stuck > came:
+                failures += FAILURES if stuck > FEW else 1
+            if failures >= FAILURES or not (stuck or self.unchecked):
                 return
 
     def swap(self, window: Window, waiting: Ints) -> tuple[int, int]:
@@ -312,20 +335,25 @@ class Dealer:
         before = [2 * came] * PATIENCE
         for turn in range(SWAPS):
             before.append(len(waiting))
-            if not len(waiting) or len(waiting) > 0.9 * before[-1 - PATIENCE]:
+            if not len(waiting) or len(waiting) > max(0.9 * before[-1 - PATIENCE], FEW):
                 break
             free = np.flatnonzero(window.rows < 0)
-            seats = self.in_turn(free, window, turn) if turn % 2 else self.by_chance(window, waiting, turn)
+            seats = self.in_turn(free, window, turn) if turn % 2 else self.by_chance(window, waiting)
             waiting = self.exchange(window, seats, waiting)
         stuck = len(waiting)
         self.exchange(window, np.flatnonzero(window.rows < 0), waiting, checked=False)
         return came, stuck
 
-    def by_chance(self, window: Window, waiting: Ints, turn: int) -> Ints:
+    def by_chance(self, window: Window, waiting: Ints) -> Ints:
         """Distinct seats of the window, free or not, at most one for each who waits."""
-        dice = mixed(waiting.astype(np.uint64), self.key + turn) % np.uint64(len(window.rows))
-        seats, firsts = np.unique(dice.astype(np.int64), return_index=True)
+        wanted = (self.dice(waiting) % np.uint64(len(window.rows))).astype(np.int64)
+        seats, firsts = np.unique(wanted, return_index=True)
         return seats[np.argsort(firsts, kind="stable")]
+
+    def dice(self, values: Ints) -> Hashes:
+        """64 random bits for each value; others each time."""
+        self.throws += 1
+        return mixed(values.astype(np.uint64), self.key + self.throws)
 
     def exchange(self, window: Window, seats: Ints, waiting: Ints, *, checked: bool = True) -> Ints:
         """Offers seats[i] to waiting[i]; returns who waits then: who lost his seat, who was refused, who got no offer."""

@@ -17,6 +17,15 @@ from negatron.training.weighting import Number, Weighting, lowest
 Direction = Literal["query_to_document", "query_to_query", "document_to_document", "document_to_query"]
 
 
+class Prompts(Settings):
+    """What is put before the texts of one data set in training."""
+
+    query: str | None = None
+    """Before each query; "off" = the model's own prompt."""
+    document: str | None = None
+    """Before each document; "off" = the model's own prompt."""
+
+
 class TrainingSettings(Settings):
     """How a model is trained. The defaults are those of sentence-transformers' trainer where it has the setting too."""
 
@@ -87,6 +96,8 @@ class TrainingSettings(Settings):
     """Trains small matrices beside the weights and merges them at the end: a table of `rank`, `alpha`, `dropout`, `targets`."""
     remine: RemineRule | None = None
     """Renews negatives that have become easy during the training: a table of `rule`, `every`, `negatives` and others."""
+    prompts: dict[str, Prompts] = Field(default={})
+    """Data set -> `query` and `document` prompt of its texts in training; the saved model keeps its own."""
     mixing_exponent: float = Field(default=1.0, ge=0, le=1)
     """With several data sets: 1 = each has as many batches as its size warrants, 0 = as many as any other."""
     max_length: int | None = Field(default=None, ge=4)
@@ -127,6 +138,8 @@ class TrainingSettings(Settings):
                 raise ValueError(f"{name} = {getattr(self, name):g} has no effect without distillation")
         if not (self.info_nce_weight or self.distillation or self.causalneg_weight):
             raise ValueError("info_nce_weight = 0 and nothing else to learn from; set distillation or causalneg_weight")
+        if "in_batch_weight" in self.model_fields_set and not self.in_batch_negatives:
+            raise ValueError("in_batch_weight has no effect with in_batch_negatives = false; leave one of them out")
         if "joint_directions" in self.model_fields_set and len(self.directions) == 1:
             raise ValueError("joint_directions has no effect with one direction; add another to directions")
         return self

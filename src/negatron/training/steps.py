@@ -25,7 +25,6 @@ from negatron.training.learner import Learner, drawn_seed
 from negatron.training.losses import GuideVectors, InfoNCE, Targets
 from negatron.training.mixtures import ExampleSet
 from negatron.training.objectives import CausalNegRegulariser, KLDistillation, Loss, MarginMSE, Matryoshka, Objective
-from negatron.training.opinions import with_opinions
 from negatron.training.recipe import TrainingSettings, learning_rate_at
 
 SHARPEST = 100.0
@@ -89,8 +88,7 @@ def batch_of(learner: Learner, plan: StepPlan) -> tuple[ExampleSet, Batch, Choic
         examples = [learner.remine.current(example) for example in examples]
     report, seed = ChoiceReport(), learner.settings.seed
     examples = [choose_negatives(example, plan, draw_of(example, seed=seed, epoch=plan.epoch), report) for example in examples]
-    batch = collate(examples, in_batch=learner.settings.in_batch_negatives)
-    return chosen, with_opinions(batch, examples), report
+    return chosen, collate(examples, in_batch=learner.settings.in_batch_negatives), report
 
 
 def add_gradient(learner: Learner, chosen: ExampleSet, batch: Batch, loss: Loss) -> gradients.Step:

@@ -65,7 +65,8 @@ class TextHashes:
     def of(cls, examples: Sequence[TrainingExample], *, fingerprint: str = "") -> TextHashes:
         """The numbers of all texts of the examples, in memory. `fingerprint`: a name for these examples, if they have one."""
         width = texts_per_row(examples)
-        parts = [hashed(rows, width) for rows in blocks(texts_of(examples))]
+        digest = remembering()
+        parts = [hashed(rows, width, digest) for rows in blocks(texts_of(examples))]
         texts = np.concatenate([part[0] for part in parts]) if parts else np.zeros((0, width), np.uint64)
         shifts = np.cumsum([0, *(len(part[2]) for part in parts)])
         ranges = [part[1] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
@@ -132,29 +133,28 @@ def texts_per_row(examples: Sequence[TrainingExample]) -> int:
     return 2 + max((len(example.negatives) for example in examples), default=0)
 
 
-def number_of(text: str) -> int:
-    """1 .. 2^64 - 1; the same for texts that are the same words.
+def digest_of(text: str) -> bytes:
+    """Eight bytes: the number of a text, little end first; the same for texts that are the same words.
 
-    >>> number_of(" What  is DNA?") == number_of("what is dna?"), number_of("what is rna?") == number_of("what is dna?")
+    >>> digest_of(" What  is DNA?") == digest_of("what is dna?"), digest_of("what is rna?") == digest_of("what is dna?")
     (True, False)
     """
-    data = same_words(text).encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") or 1  # 0 stands for no text
+    return blake2b(same_words(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def remembering(limit: int = REMEMBERED) -> Callable[[str], int]:
-    """`number_of` that remembers up to `limit` texts, so that memory does not grow with the data set."""
-    memory: dict[str, int] = {}
+def remembering(limit: int = REMEMBERED) -> Callable[[str], bytes]:
+    """`digest_of` that remembers up to `limit` texts, so that memory does not grow with the data set."""
+    memory: dict[str, bytes] = {}
 
-    def number(text: str) -> int:
+    def digest(text: str) -> bytes:
         found = memory.get(text)
         if found is None:
             if len(memory) >= limit:
                 memory.clear()
-            found = memory[text] = number_of(text)
+            found = memory[text] = digest_of(text)
         return found
 
-    return number
+    return digest
 
 
 def blocks(rows: Iterator[ExampleTexts]) -> Iterator[list[ExampleTexts]]:
@@ -169,25 +169,29 @@ def blocks(rows: Iterator[ExampleTexts]) -> Iterator[list[ExampleTexts]]:
         yield block
 
 
-def hashed(rows: Sequence[ExampleTexts], width: int) -> Part:
+def hashed(rows: Sequence[ExampleTexts], width: int, digest: Callable[[str], bytes]) -> Part:
     """The numbers of some rows; `width` texts a row at most."""
-    number = remembering()
-    texts = np.zeros((len(rows), width), np.uint64)
+    texts, values = list[bytes](), list[bytes]()
     ranges = np.zeros((len(rows), 2), np.int64)
-    values: list[int] = []
     before: frozenset[str] = frozenset()
     for place, (query, documents, known) in enumerate(rows):
-        numbers = [number(query), *map(number, documents)]
-        texts[place, : len(numbers)] = numbers
+        texts.append(digest(query))
+        texts.extend(map(digest, documents))
+        texts.append(bytes(8 * (width - 1 - len(documents))))
         if len(known) < 2 and known <= {documents[0]}:
             continue
-        if known == before and place:
+        if known == before:
             ranges[place] = ranges[place - 1]
             continue
         first, before = len(values), known
-        values += sorted({number(text) for text in known})
+        values += sorted(set(map(digest, known)))
         ranges[place] = first, len(values)
-    return kept_once(texts), ranges, np.array(values, np.uint64)
+    return kept_once(numbers(texts).reshape(len(rows), width)), ranges, numbers(values)
+
+
+def numbers(digests: Sequence[bytes]) -> NDArray[np.uint64]:
+    """The digests, behind each other, as numbers."""
+    return np.frombuffer(bytearray(b"".join(digests)), "<u8").astype(np.uint64, copy=False)
 
 
 def kept_once(texts: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -202,16 +206,17 @@ def parts_of(examples: Sequence[TrainingExample], workers: int) -> Iterator[Part
     width = texts_per_row(examples)
     if workers > 1 and isinstance(examples, ExampleStore):
         starts = range(0, len(examples), ROWS_AT_A_TIME)
+        ends = (min(first + ROWS_AT_A_TIME, len(examples)) for first in starts)
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(partial(hashed_from, examples.path, width), starts)
+            yield from pool.map(partial(hashed_from, examples.path, width), starts, ends)
     else:
-        yield from (hashed(rows, width) for rows in blocks(texts_of(examples)))
+        digest = remembering()
+        yield from (hashed(rows, width, digest) for rows in blocks(texts_of(examples)))
 
 
-def hashed_from(path: Path, width: int, first: int) -> Part:
-    """The part that begins at row `first` of a stored file; for worker processes."""
-    store = ExampleStore(path)
-    return hashed(list(store.texts(first, min(first + ROWS_AT_A_TIME, len(store)))), width)
+def hashed_from(path: Path, width: int, first: int, end: int) -> Part:
+    """The part of the rows first .. end-1 of a stored file; for worker processes."""
+    return hashed(list(ExampleStore(path).texts(first, end)), width, remembering())
 
 
 def write_parts(folder: Path, parts: Iterator[Part], rows: int, width: int) -> None:

@@ -18,14 +18,22 @@ from negatron.training.workers import Workers
 PROJECT = "negatron"
 
 
+def known() -> list[str]:
+    """Names of all trackers that accelerate knows."""
+    return sorted(name for name in LoggerType.list() if name != "all")
+
+
+def installed() -> list[str]:
+    """Names of those of them that can be used here."""
+    return sorted(str(tracker.value) for tracker in get_available_trackers())
+
+
 def refuse_missing(names: Sequence[str]) -> None:
     """Raises SettingError, by name, for a tracker that accelerate does not know or that is not installed."""
-    known = sorted(name for name in LoggerType.list() if name != "all")
-    installed = {str(tracker.value) for tracker in get_available_trackers()}
     for name in names:
-        if name not in known:
-            raise SettingError(f"trackers: there is no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-        if name not in installed:
+        if name not in known():
+            raise SettingError(f"trackers: there is no {name!r}{nearest(name, known())}")
+        if name not in installed():
             raise SettingError(f"trackers: {name} is not installed here; install its package, or leave it out")
 
 

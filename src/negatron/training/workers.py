@@ -20,6 +20,8 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
+from negatron.errors import NegatronError
+
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long the others wait while the first process mines or evaluates; torch's own limit is minutes."""
@@ -42,13 +44,20 @@ class Workers:
             trackers: names for `tracking`.
             folder: where those of them that write files put them.
 
+        Raises NegatronError when the processes cannot work together on their devices.
+
         """
         accelerator = Accelerator(
-            cpu=device == "cpu" and launched() > 1,
+            cpu=launched() > 1 and (device == "cpu" or not torch.accelerator.is_available()),  # else it would not join them on a CPU
             log_with=list(trackers) or None,
             project_dir=None if folder is None else str(folder),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
+        if accelerator.num_processes != launched():
+            raise NegatronError(
+                f"{launched()} processes were started, but accelerate joins {accelerator.num_processes} on {accelerator.device}; "
+                "start one, or say ACCELERATE_USE_CPU=true in the environment"
+            )
         return cls(accelerator, torch.device(device) if device is not None else accelerator.device)
 
     @property
