@@ -170,9 +170,9 @@ class Bench:
         from negatron.training import trainer
 
         given = {
-            "batch_size": cell.batch, "learning_rate": rate, "epochs": self.size.epochs, "max_length": self.size.length, "chunk_size": 64,
-            "keep_graphs": 40, "temperature": TEMPERATURE, "warmup_share": WARMUP, "precision": "fp32", "seed": seed, "checkpoint_seconds": 1e9,
-            **CURRICULA.get(cell.curriculum, {}),
+            "batch_size": cell.batch, "learning_rate": rate, "epochs": self.size.epochs, "max_length": self.size.length,
+            "temperature": TEMPERATURE, "warmup_share": WARMUP, "precision": "fp32", "seed": seed, "checkpoint_seconds": 1e9,
+            "chunk_size": 64, "keep_graphs": 40, **CURRICULA.get(cell.curriculum, {}),
         }  # fmt: skip
         examples = self.examples(PLACES if "stages" in given else cell.negatives)
         folder = Path(tempfile.mkdtemp(dir=self.work))

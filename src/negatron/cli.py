@@ -82,8 +82,16 @@ def demo(
 @app.command()
 def mine(
     data: DataArgument,
-    source: Annotated[list[str] | None, typer.Option("--source", help="bm25 or dense; may be repeated. Default: both.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="bm25, dense, random, cross-encoder or file:PATH; may be repeated. Default: bm25 and dense."),
+    ] = None,
     model: Model = "minilm",
+    cross_encoder: Annotated[
+        str | None, typer.Option("--cross-encoder", metavar="M", help="A CrossEncoder with one score: the teacher, and a source if named.")
+    ] = None,
+    round_: Annotated[int, typer.Option("--round", help="Turn of mining, written beside each candidate.", min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and memory from a sample; write nothing.")] = False,
     negatives: Annotated[int | None, typer.Option("--negatives", help="Negatives kept per query.")] = None,
     split: Split = "train",
     out: Out = None,
@@ -97,10 +105,12 @@ def mine(
     Example: negatron mine scifact --source bm25 --source dense --negatives 5 --out neg
     """
     from negatron.verbs.common import SOURCES, MiningSettings
-    from negatron.verbs.negatives import mine as verb
+    from negatron.verbs.mining import mine as verb
+    from negatron.verbs.mining_estimate import estimate_mining
 
     chosen = MiningSettings.read(settings, set_ or [], negatives=negatives)
-    result = verb(data, sources=source or SOURCES, model=model, split=split, out=out, settings=chosen, seed=seed)
+    asked = {"sources": source or SOURCES, "model": model, "cross_encoder": cross_encoder, "split": split, "settings": chosen}
+    result = estimate_mining(data, **asked) if dry_run else verb(data, **asked, round=round_, out=out, seed=seed)
     show(result, result.as_json(), json_)
 
 

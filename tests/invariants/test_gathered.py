@@ -30,7 +30,7 @@ def found(tmp_path_factory):
     """(count, index) -> case -> what process `index` of `count` found."""
     folder = tmp_path_factory.mktemp("gathered")
     worker = Path(__file__).with_name("gathered_worker.py")
-    ended = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     read = {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
     return {tuple(map(int, stem.split("-"))): cases for stem, cases in read.items()}

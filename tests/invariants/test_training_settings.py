@@ -1,15 +1,18 @@
 """Every setting of a training has an effect (DESIGN invariant 8); most of them on the weights themselves."""
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
 pytest.importorskip("sentence_transformers", reason="needs negatron[train]")
 
 import numpy as np  # noqa: E402 - after the check for torch
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from negatron.identity import file_sha256  # noqa: E402
 from negatron.models.precision import autocast  # noqa: E402
-from negatron.training.trainer import TrainingSettings, train  # noqa: E402
+from negatron.training.trainer import ExampleSet, TrainingSettings, train  # noqa: E402
 from negatron.types import Document, Negative, Origin, Query, TrainingExample  # noqa: E402
 
 BASE = {"batch_size": 3, "chunk_size": 2, "learning_rate": 1e-3, "weight_decay": 0.01, "precision": "fp32", "checkpoint_seconds": 1e9}
@@ -61,7 +64,15 @@ COMPARED_WITH = {
     "teacher_scale": {"distillation": "margin_mse"},
     "info_nce_weight": {"distillation": "kl"},
 }
-CHANGES_SOMETHING_ELSE = {"keep_graphs", "keep_tokens", "checkpoint_seconds", "evaluate_every", "mixing_exponent", "trackers"}
+CHANGES_SOMETHING_ELSE = {
+    "keep_graphs",
+    "keep_tokens",
+    "keep_product_tokens",
+    "checkpoint_seconds",
+    "evaluate_every",
+    "mixing_exponent",
+    "trackers",
+}
 
 
 def examples():
@@ -156,13 +167,13 @@ def test_checkpoint_seconds_says_how_often(tiny_encoder, tmp_path):
     assert kept(0.0) == [[], ["step-000000001"], ["step-000000002"]]
 
 
-@pytest.mark.parametrize(("keep_graphs", "passes"), [(0, 2), (99, 1)])
-def test_keep_graphs_spares_second_passes(tiny_encoder, tmp_path, base, keep_graphs, passes):
+@pytest.mark.parametrize(("kept", "passes"), [({}, 2), ({"keep_graphs": 99}, 1), ({"keep_tokens": 10**6}, 1)])
+def test_kept_graphs_spare_second_passes(tiny_encoder, tmp_path, base, kept, passes):
     calls = []
     result = train(
         tiny_encoder,
         examples(),
-        TrainingSettings(**(BASE | {"keep_graphs": keep_graphs})),
+        TrainingSettings(**(BASE | kept)),
         tmp_path,
         autocast=lambda device, precision: calls.append(device) or autocast(device, precision),
         device="cpu",
@@ -170,3 +181,39 @@ def test_keep_graphs_spares_second_passes(tiny_encoder, tmp_path, base, keep_gra
     chunks_of_step = [2 + 6, 2 + 6, 1 + 2]  # queries and documents of batches of 3, 3 and 1 examples, two texts at a time
     assert len(calls) == 1 + passes * sum(chunks_of_step)  # once more to see which precision it is
     assert weights(result) == weights(base)
+
+
+class Products(TorchDispatchMode):
+    """Counts the linear layers that are really computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, given=(), named=None):
+        self.count += operation is torch.ops.aten.addmm.default
+        return operation(*given, **(named or {}))
+
+
+def test_kept_products_are_not_computed_again(tiny_encoder, tmp_path, base):
+    counts = {}
+    for tokens in (0, 10**6):
+        with Products() as products:
+            result = run(tiny_encoder, tmp_path / str(tokens), evaluate_every=1, keep_product_tokens=tokens)
+        assert weights(result) == weights(base)
+        counts[tokens] = products.count
+    assert counts[10**6] == counts[0] / 2 > 0
+
+
+def test_mixing_exponent_changes_whose_turn_it_is(tiny_encoder, tmp_path):
+    def turns(work, **changes):
+        sets = []
+        more = [replace(e, query=Query(f"r{e.query.id}", f"another {e.query.text}")) for e in examples()[:3]]
+        run(
+            tiny_encoder,
+            work,
+            (ExampleSet("a", examples()), ExampleSet("b", more)),
+            on_step=lambda line: sets.append(line["set"]),
+            **changes,
+        )
+        return sets
+
+    assert turns(tmp_path / "plain", epochs=2) != turns(tmp_path / "even", epochs=2, mixing_exponent=0.0)

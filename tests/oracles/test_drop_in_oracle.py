@@ -12,9 +12,10 @@ import random
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
+pytest.importorskip("sentence_transformers", reason="needs negatron[train]")
 
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import (
+from sentence_transformers import SentenceTransformer  # noqa: E402 - after the check for torch
+from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
     CachedGISTEmbedLoss,
     CachedMultipleNegativesRankingLoss,
     GISTEmbedLoss,
@@ -22,9 +23,9 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from negatron.losses import TiledInfoNCE
+from negatron.losses import TiledInfoNCE  # noqa: E402
 
-WORDS = "the cat sat on a mat while seven dogs barked at every passing ship and nobody knew why stars shine".split()
+WORDS = "the cat sat on a mat while seven dogs barked at every ship and nobody knew why stars shine".split()  # noqa: SIM905 - so it can be read
 ROWS = 5
 CHUNKED = {"chunk_tokens": 30, "keep_tokens": 60}
 """Three chunks and more, two of which keep their graph."""
@@ -148,3 +149,8 @@ def test_with_copies_it_equals_theirs_only_where_they_are_not_excluded(model):
     assert counted[0] == pytest.approx(theirs[0], rel=1e-5)
     assert (counted[1] - theirs[1]).norm() <= 1e-5 * theirs[1].norm()
     assert excluded[0] < theirs[0] - 0.1
+
+
+def test_vectors_of_a_model_that_does_not_normalise_are_compared_by_their_cosine(model):
+    without = SentenceTransformer(modules=list(model.children())[:2], device="cpu").eval()
+    assert_same(without, TiledInfoNCE(without, **CHUNKED), CachedMultipleNegativesRankingLoss(without), columns_of_texts(1))

@@ -1,11 +1,13 @@
+import random
 from collections import Counter
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
 
-from negatron.training.batches import collate, plan  # noqa: E402 - after the check for torch
-from negatron.types import Document, Negative, Query, TrainingExample  # noqa: E402
+from negatron.identity import same_words  # noqa: E402 - after the check for torch
+from negatron.training.batches import collate, plan, same_words_classes  # noqa: E402
+from negatron.types import Document, Negative, Origin, Query, TrainingExample  # noqa: E402
 
 
 def example(query, positive, negatives=(), known=()):
@@ -89,3 +91,57 @@ def test_title_and_text_together_are_what_is_compared_and_encoded():
 def test_a_batch_of_no_examples_is_refused():
     with pytest.raises(ValueError, match="at least one example"):
         collate([])
+
+
+def scored(query, positive, negatives, score=1.0, weight=1.0):
+    """negatives: (text, sources, teacher score)."""
+    own = tuple(
+        Negative(Document(text, text), tuple(Origin(source, "m") for source in sources), teacher) for text, sources, teacher in negatives
+    )
+    return TrainingExample(Query(query, query), Document(positive, positive), own, frozenset({positive}), 0, score, weight)
+
+
+def test_a_negative_is_written_where_a_language_model_is_among_its_origins():
+    first = scored("q", "a", [("n", ["bm25"], 0.1), ("w", ["synthetic:qwen"], 0.2), ("x", ["dense", "synthetic"], 0.3), ("y", [], 0.4)])
+    second = scored("r", "b", [("w", ["bm25"], 0.5)])
+    batch = collate([first, second])
+    assert [(row, batch.document_texts[j]) for row, j in as_pairs(batch.targets.own)] == [(0, "n"), (0, "w"), (0, "x"), (0, "y"), (1, "w")]
+    assert batch.targets.written.tolist() == [False, True, True, False, False]  # w is found text to the second query
+    assert collate([first], written_sources=frozenset({"bm25"})).targets.written.tolist() == [True, False, False, False]
+    assert collate([second]).targets.written is None
+
+
+def test_a_negative_that_is_given_twice_is_written_if_either_is_and_keeps_its_first_score():
+    batch = collate([scored("q", "a", [("n", ["bm25"], 0.1), ("m", ["bm25"], 0.2), ("n", ["synthetic"], 0.3)])])
+    assert as_pairs(batch.targets.own) == [(0, 1), (0, 2)]
+    assert batch.targets.written.tolist() == [True, False]
+    assert batch.targets.teacher.own.tolist() == pytest.approx([0.1, 0.2])
+
+
+def test_teacher_scores_stand_beside_their_pairs_and_only_where_every_pair_has_one():
+    first = scored("q", "a", [("n", ["bm25"], 0.1), ("b", ["bm25"], 0.2)], score=0.9)
+    second = scored("r", "b", [("m", ["bm25"], -3.0), ("a", ["bm25"], 0.4)], score=0.8)
+    batch = collate([first, second])
+    assert [(row, batch.document_texts[j]) for row, j in as_pairs(batch.targets.own)] == [(0, "n"), (0, "b"), (1, "a"), (1, "m")]
+    assert batch.targets.teacher.positive.tolist() == pytest.approx([0.9, 0.8])
+    assert batch.targets.teacher.own.tolist() == pytest.approx([0.1, 0.2, 0.4, -3.0])
+    assert collate([first, scored("s", "c", [], score=None)]).targets.teacher is None
+    assert collate([first, scored("s", "c", [("n", [], None)])]).targets.teacher is None
+    assert collate([first, scored("s", "c", [("a", [], 0.0), ("c", [], None)])]).targets.teacher is not None  # c is no negative of it
+
+
+def test_weights_are_there_where_one_differs_from_one():
+    assert collate([scored("q", "a", []), scored("r", "b", [])]).targets.weights is None
+    assert collate([scored("q", "a", []), scored("r", "b", [], weight=0.5)]).targets.weights.tolist() == [1.0, 0.5]
+
+
+def test_texts_share_a_class_exactly_when_they_are_the_same_words():
+    draw = random.Random(1)
+    pieces = ["a", "A", "b", " ", "  ", "\u00a0", "\n", "ß", "ss", "ı", "é", ""]
+    texts = ["".join(draw.choices(pieces, k=draw.randrange(6))) for _ in range(400)]
+    classes = same_words_classes(texts)
+    assert len(set(map(same_words, texts))) == len(set(classes.values())) < len(set(texts))
+    for text in texts:
+        assert same_words(text) == " ".join(text.casefold().split())  # the rule, without its short cut
+        for other in texts[:50]:
+            assert (classes[text] == classes[other]) == (same_words(text) == same_words(other)), (text, other)

@@ -9,18 +9,19 @@ import warnings
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
+pytest.importorskip("sentence_transformers", reason="needs negatron[train]")
 
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
-from sentence_transformers.sentence_transformer.modules import Router
+from datasets import Dataset  # noqa: E402 - after the check for torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments  # noqa: E402
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Router  # noqa: E402
 
-import negatron.losses
-from negatron.errors import NegatronError, SettingError
-from negatron.losses import InfoNCE, TiledInfoNCE, info_nce, targets_of_columns
-from negatron.training.tokenised import Column, Padding, Rows
+import negatron.losses  # noqa: E402
+from negatron.errors import NegatronError, SettingError  # noqa: E402
+from negatron.losses import InfoNCE, TiledInfoNCE, info_nce, targets_of_columns  # noqa: E402
+from negatron.training.tokenised import Column, Padding, Rows  # noqa: E402
 
-WORDS = "the cat sat on a mat while seven dogs barked at every passing ship and nobody knew why stars shine".split()
+WORDS = "the cat sat on a mat while seven dogs barked at every ship and nobody knew why stars shine".split()  # noqa: SIM905 - so it can be read
 
 
 def texts(count, seed=1):
@@ -169,7 +170,10 @@ def test_a_frozen_document_side_takes_no_gradient(tiny_encoder):
 # ---- tokenised columns -----------------------------------------------------------------------------------------------------------------
 
 
-def column(rows, *, width, left=False, tokenizer=Padding(), **more):
+NOTHING_KNOWN = Padding()
+
+
+def column(rows, *, width, left=False, tokenizer=NOTHING_KNOWN, **more):
     """Ids as given, padded with 9."""
     ids = torch.full((len(rows), width), 9)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

@@ -5,6 +5,7 @@ The interpreter must be chosen before Triton is first imported, so the kernels r
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -290,3 +291,16 @@ def test_kernels_compile_for_real_cards_and_fit_into_them(tmp_path: Path) -> Non
         assert 16_384 <= int(shared) <= (232_448 if capability == "90" else 101_376), line
         assert instruction == ("wgmma" if capability == "90" else "mma"), f"{kernel} does not use the tensor cores of {capability}"
     assert len(run.stdout.splitlines()) == 4
+
+
+def test_the_loss_through_the_kernels_is_the_plain_one() -> None:
+    if not find_spec("triton"):
+        pytest.skip("needs the Python package triton")
+    script = Path(__file__).parent / "kernel_route.py"
+    ended = subprocess.run(
+        [sys.executable, str(script)], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    apart = json.loads(ended.stdout)
+    assert set(apart) == {"plain", "two rows", "masked", "everything"}
+    assert max(map(max, apart.values())) <= 1e-5, apart

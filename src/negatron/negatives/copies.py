@@ -48,7 +48,7 @@ def overlap(a: frozenset[str], b: frozenset[str]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What tells whether a text may be a near copy: how many shingles it has, and the hashes of those that a near copy must share one of."""
+    """What tells whether a text may be a near copy: its number of shingles, and hashes of those of which a near copy must share one."""
 
     size: int
     prefix: tuple[int, ...]

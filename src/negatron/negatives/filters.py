@@ -87,7 +87,8 @@ def reference_score(positives: Sequence[Positive], against: str, rule: str) -> f
     scores = [positive.teacher_score for positive in positives if positive.teacher_score is not None]
     if len(scores) < len(positives) or not scores:
         raise SettingError(
-            f"{rule!r} needs teacher scores, and a positive has none; mine with a teacher (--model or --cross-encoder), or turn it off"
+            f"the filter {rule!r} needs teacher scores, and a positive has none; "
+            "mine with a teacher (--model or --cross-encoder), or turn the filter off"
         )
     return AGAINST[against](scores)
 
@@ -96,8 +97,8 @@ def teacher_score(candidate: Candidate, rule: str) -> float:
     """The candidate's teacher score. Raises SettingError when it has none."""
     if candidate.teacher_score is None:
         raise SettingError(
-            f"{rule!r} needs teacher scores, and candidate {candidate.document.id} of query {candidate.query_id} has none; "
-            "mine with a teacher (--model or --cross-encoder), or turn it off"
+            f"the filter {rule!r} needs teacher scores, and candidate {candidate.document.id} of query {candidate.query_id} has none; "
+            "mine with a teacher (--model or --cross-encoder), or turn the filter off"
         )
     return candidate.teacher_score
 

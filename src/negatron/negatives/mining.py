@@ -48,13 +48,19 @@ class Held:
         """Takes what was proposed for the next request."""
         if self._pattern is None and candidates:
             self._pattern = replace(candidates[0].origins[0], rank=None, score=None)
-        alike = all(len(c.origins) == 1 and replace(c.origins[0], rank=None, score=None) == self._pattern for c in candidates)
+        alike = all(self._fits(candidate) for candidate in candidates)
         if not alike:
             self._others[len(self._documents)] = tuple(candidates)
         taken = candidates if alike else ()
         self._documents.append(tuple(candidate.document for candidate in taken))
         self._ranks.append(array("q", (c.origins[0].rank or 0 for c in taken)))
-        self._scores.append(array("d", (math.nan if c.origins[0].score is None else c.origins[0].score for c in taken)))
+        self._scores.append(array("d", (math.nan if (s := c.origins[0].score) is None else s for c in taken)))
+
+    def _fits(self, candidate: Candidate) -> bool:
+        """True for a candidate that can be made again from its document, rank and score."""
+        one, known = candidate.origins[0], self._pattern
+        alike = known is not None and (one.source, one.maker, one.round, one.note) == (known.source, known.maker, known.round, known.note)
+        return alike and len(candidate.origins) == 1 and candidate.teacher_score is None
 
     def of(self, row: int, query_id: str) -> list[Candidate]:
         """What was proposed for a request, as it was."""
@@ -64,8 +70,9 @@ class Held:
         return [Candidate(query_id, document, (self._origin(rank, score),)) for document, rank, score in rows]
 
     def _origin(self, rank: int, score: float) -> Origin:
-        assert self._pattern is not None
-        return replace(self._pattern, rank=rank or None, score=None if math.isnan(score) else score)
+        known = self._pattern
+        assert known is not None
+        return Origin(known.source, known.maker, known.round, rank or None, None if math.isnan(score) else score, known.note)
 
 
 def hold(source: NegativeSource, requests: Sequence[NegativeRequest], per_query: int) -> Held:
@@ -98,13 +105,10 @@ def merge(lists: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     return sorted(merged.values(), key=lambda c: (order[c.document.id], c.document.id))
 
 
-def proposals(
-    sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depths: Sequence[int]
-) -> Iterator[list[Candidate]]:
-    """What all sources propose, merged; one list a request. All sources have answered everything before the first list is given."""
+def proposals(sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depths: Sequence[int]) -> Iterator[list[Candidate]]:
+    """What all sources propose, merged; one list a request. The sources are asked at once, one after the other; merging is done as read."""
     held = [hold(source, requests, depth) for source, depth in zip(sources, depths, strict=True)]
-    for row, request in enumerate(requests):
-        yield merge([own.of(row, request.query.id) for own in held])
+    return (merge([own.of(row, request.query.id) for own in held]) for row, request in enumerate(requests))
 
 
 def propose_all(sources: Sequence[NegativeSource], requests: Sequence[NegativeRequest], depth: int) -> list[list[Candidate]]:
@@ -166,11 +170,12 @@ def decide(
     seed: int,
     *,
     reranking: Reranking | None = None,
+    at_a_time: int = QUERIES_AT_A_TIME,
 ) -> Iterator[JudgedQuery]:
-    """Proposals scored by the teacher, judged by the filters, and chosen from; some queries at a time, given one after another."""
+    """Proposals scored by the teacher, judged by the filters, and chosen from; `at_a_time` queries at a time, given one after another."""
     proposed = iter(candidates)
-    for start in range(0, len(requests), QUERIES_AT_A_TIME):
-        block = requests[start : start + QUERIES_AT_A_TIME]
+    for start in range(0, len(requests), at_a_time):
+        block = requests[start : start + at_a_time]
         items = scored(block, list(islice(proposed, len(block))), teacher)
         if reranking is not None:
             items = reranking.applied(block, items, teacher)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from random import Random
 from typing import Literal, Self
 
@@ -68,7 +69,7 @@ class SelectionSettings(MinedFilterSettings):
     def something_is_left_to_chance(self) -> Self:
         """Refuses a draw of all that it may draw among."""
         if self.among is not None and self.among <= self.negatives:
-            raise ValueError(f"among = {self.among} leaves nothing to choose for negatives = {self.negatives}; take more, or choice = 'top'")
+            raise ValueError(f"among = {self.among} leaves nothing to choose for negatives = {self.negatives}; take more")
         return self
 
     def without_effect(self) -> dict[str, str]:
@@ -184,12 +185,12 @@ def spread(scores: Sequence[float]) -> float:
 
 
 def quantiles(pool: Pool, settings: SelectionSettings, stream: Random) -> list[int]:
-    """The teacher's order cut into `negatives` equal slices, one drawn from each, the hardest slice first; then the others, hardest first."""
+    """The teacher's order cut into `negatives` equal slices, one drawn from each, the hardest slice first; then the rest."""
     order, count = pool.by_score(), settings.negatives
     if len(order) <= count:
         return order
     edges = [len(order) * n // count for n in range(count + 1)]
-    drawn = dict.fromkeys(order[stream.randrange(start, end)] for start, end in zip(edges, edges[1:], strict=False))
+    drawn = dict.fromkeys(order[stream.randrange(start, end)] for start, end in pairwise(edges))
     return [*drawn, *(row for row in order if row not in drawn)]
 
 
@@ -204,7 +205,7 @@ WAYS: Mapping[str, Callable[[Pool, SelectionSettings, Random], list[int]]] = {
 
 
 def choose(item: JudgedQuery, settings: SelectionSettings, stream: Random) -> JudgedQuery:
-    """Keeps `negatives` of the candidates that no filter rejects, in the way that `choice` names; `when_short` says what if there are fewer.
+    """Keeps `negatives` of the candidates that no filter rejects, as `choice` says; `when_short` says what if there are fewer.
 
     Every such candidate gets a verdict "selection" with its place and the limit. Earlier choices are dropped; rejections stay.
     Raises SettingError when a score is needed and missing.

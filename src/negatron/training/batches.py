@@ -164,28 +164,11 @@ def barred_columns(examples: Sequence[TrainingExample], column: Mapping[str, int
 def same_words_classes(texts: Iterable[str]) -> dict[str, int]:
     """Text -> a number that two texts share exactly when they are the same words (identity.same_words).
 
-    Folding a text takes several times as long as looking at its ends, so only texts are folded whose first and last word another text
-    has too: `same_words` works word by word, so texts that differ in one of them cannot be the same words.
-
-    >>> same_words_classes(["How do cells divide?", "why", "how  do cells divide?", "How cells divide?"])
-    {'How do cells divide?': 0, 'why': 2, 'how  do cells divide?': 0, 'How cells divide?': 1}
+    >>> same_words_classes(["How do cells divide?", "why", "how  do cells divide?"])
+    {'How do cells divide?': 0, 'why': 1, 'how  do cells divide?': 0}
     """
-    by_ends: dict[tuple[str, str], list[str]] = {}
-    for text in dict.fromkeys(texts):
-        first, last = text.split(None, 1)[:1], text.rsplit(None, 1)[-1:]
-        ends = (first[0].casefold(), last[0].casefold()) if first else ("", "")
-        by_ends.setdefault(ends, []).append(text)
-    classes: dict[str, int] = {}
-    count = 0
-    for group in by_ends.values():
-        if len(group) == 1:
-            classes[group[0]], count = count, count + 1
-            continue
-        folded: dict[str, int] = {}
-        for text in group:
-            classes[text] = folded.setdefault(same_words(text), count + len(folded))
-        count += len(folded)
-    return classes
+    folded: dict[str, int] = {}
+    return {text: folded.setdefault(same_words(text), len(folded)) for text in dict.fromkeys(texts)}
 
 
 def pairs(values: Sequence[tuple[int, int]]) -> Tensor:

@@ -205,10 +205,11 @@ class Sparse:
 def sparse(batch: Batch, options: Options, first: int, end: int) -> Sparse:
     """The sparse cosines of rows first..end."""
     targets = batch.targets
-    queries = batch.queries[first:end].float()
-    positive = (queries * batch.documents[targets.positive[first:end]].float()).sum(1)
+    queries = batch.queries[first:end]
+    positives = torch.stack([torch.arange(end - first, device=queries.device), targets.positive[first:end]], 1)
+    positive = cosines_of(queries, batch.documents, positives)
     pairs = between(targets.own, first, end)
-    own = (queries[pairs[:, 0]] * batch.documents[pairs[:, 1]].float()).sum(1)
+    own = cosines_of(queries, batch.documents, pairs)
     barred = between(targets.excluded, first, end)
     columns = len(batch.documents)
     counts = ~torch.isin(pairs[:, 0] * columns + pairs[:, 1], barred[:, 0] * columns + barred[:, 1])
@@ -217,12 +218,23 @@ def sparse(batch: Batch, options: Options, first: int, end: int) -> Sparse:
         limits = positive.detach() + options.false_negative_margin
         counts &= own.detach() <= limits[pairs[:, 0]]
     if batch.guide is not None:
-        asked, read = batch.guide.queries[first:end].float(), batch.guide.documents
-        guided = (asked * read[targets.positive[first:end]].float()).sum(1)
+        asked, read = batch.guide.queries[first:end], batch.guide.documents
+        guided = cosines_of(asked, read, positives)
         margin = options.guide_absolute_margin
         guide_limits = guided - (margin if margin is not None else guided.abs() * (options.guide_relative_margin or 0.0))
-        counts &= (asked[pairs[:, 0]] * read[pairs[:, 1]].float()).sum(1) <= guide_limits[pairs[:, 0]]
+        counts &= cosines_of(asked, read, pairs) <= guide_limits[pairs[:, 0]]
     return Sparse(positive, own, pairs[:, 0], pairs[:, 1], counts, limits, guide_limits)
+
+
+def cosines_of(rows: Tensor, columns: Tensor, pairs: Tensor) -> Tensor:
+    """[S] fp32: the inner product of each (row, column) pair; a few pairs at a time, so that their vectors are never all there twice."""
+    parts = torch.split(pairs, pairs_at_a_time(rows))
+    return torch.cat([(rows[part[:, 0]].float() * columns[part[:, 1]].float()).sum(1) for part in parts])
+
+
+def pairs_at_a_time(vectors: Tensor) -> int:
+    """So many pairs that their vectors take 8 MiB."""
+    return max(1, 2**21 // vectors.shape[1])
 
 
 def blocks(batch: Batch, options: Options, rest: Sparse, first: int, end: int) -> Iterator[Block]:

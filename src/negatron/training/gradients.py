@@ -214,7 +214,9 @@ def step(
         tables = [side.table(chunks, [vectors for vectors, _ in passes]) for side in sides]
         ways = [way for _, way in passes]
         del passes  # the vectors are in the tables now
-        torch.clear_autocast_cache()  # if the caller has autocast on: weights cast without a graph would cut the second pass off from them
+        # where the caller has autocast on: before pytorch/pytorch#165068 (end of 2025) weights that were cast without a graph were cached
+        # so, and a second pass would have reached no weight
+        torch.clear_autocast_cache()
         mean, wanted = at_vectors(sides, tables, batch.targets, loss, processes)
         for chunk, way in zip(chunks, ways, strict=True):
             gradient = wanted[sides.index(chunk.side)]

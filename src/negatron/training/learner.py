@@ -40,7 +40,7 @@ Autocast = Callable[[str, str], AbstractContextManager[Any]]
 """(device, "auto" | "fp32" | "bf16") -> the context in which a model on that device computes so: models.precision.autocast."""
 LOOKED_AT = 100_000
 """Examples of a set that are looked at before the training, for cut texts and sources; of a larger set, evenly spread ones."""
-NOT_LEARNT_FROM = ("checkpoint_seconds", "trackers", "keep_graphs", "keep_tokens")
+NOT_LEARNT_FROM = ("checkpoint_seconds", "trackers", "keep_graphs", "keep_tokens", "keep_product_tokens")
 """Settings that change nothing of what is learnt."""
 
 

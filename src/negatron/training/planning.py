@@ -42,14 +42,14 @@ KIND = "plan"
 POSITIONS = "positions.npy"
 WINDOW_ROWS = 1 << 15
 """Rows that are seated at the same time; two batches at least."""
-OFFERS = 10
+OFFERS = 24
 """How often a window offers its free seats."""
 OFFERS_TO_THE_WAITING = 3
 """Of these, how many go to the rows that wait before new ones are drawn."""
 SWAPS = 64
 """How often a window of finished batches is gone through at the end."""
 PATIENCE = 6
-"""Such a window is given up when its waiting rows are more than FEW and have not become a tenth fewer in so many turns."""
+"""A window is given up when more than FEW are left and have not become a tenth fewer in so many offers or turns."""
 FEW = 16
 FAILURES = 3
 """How many such windows may fail to part half of the rows that came to them; where more than FEW are left, one."""
@@ -258,15 +258,19 @@ class Dealer:
         expected = np.zeros(1 << (64 - int(shift)), np.bool_)
         expected[keys_of(texts, batches[:, None]) >> shift] = True
         near = np.flatnonzero(expected[window.keys >> shift]) // texts.shape[1]
-        seats = near[np.diff(near, prepend=-1) > 0]
+        seats: Ints = near[np.diff(near, prepend=-1) > 0]
         return seats[window.rows[seats] >= 0]
 
     def fill(self, window: Window, waiting: Ints) -> Ints:
         """Seats waiting rows and new ones until the window is full or the order has ended; returns those who wait for the next window."""
+        free = [len(window.rows)] * PATIENCE
         for offer in range(OFFERS):
             seats = self.in_turn(np.flatnonzero(window.rows < 0), window, offer)
             if not len(seats):
                 return waiting
+            free.append(len(seats))
+            if hopeless(free, offer):
+                break
             invited = len(seats)
             if offer >= OFFERS_TO_THE_WAITING and len(waiting) < len(window.rows):
                 new = self.draw(invited)  # those who wait have been refused several times: new rows are more likely to fit
@@ -312,7 +316,7 @@ class Dealer:
         failures = 0
         for attempt in range(max(len(others), FAILURES)):
             window = self.opened(np.sort(np.concatenate([others[attempt % len(others)], last_ones])))
-            came, stuck = self.swap(window, waiting)
+            came, stuck = self.swap(window, waiting, look=attempt > 0 or self.unchecked > 0)
             self.close(window)
             waiting = waiting[:0]
             if 2 * stuck > came:
@@ -320,22 +324,24 @@ class Dealer:
             if failures >= FAILURES or not (stuck or self.unchecked):
                 return
 
-    def swap(self, window: Window, waiting: Ints) -> tuple[int, int]:
+    def swap(self, window: Window, waiting: Ints, *, look: bool) -> tuple[int, int]:
         """Seats rows in a window of mostly full batches, which is full afterwards.
 
         Returns how many waited or met somebody before, and how many of them still meet somebody.
 
         By turns, who waits is offered a free seat, or the seat of somebody in any batch where he meets nobody, who then waits himself:
         he met nobody where he sat, so he will hardly do so elsewhere. Who is refused to the end sits down on any seat that is free.
+        `look`: whether somebody may sit in the window who meets somebody; he gives up his seat at first.
         """
-        seated = np.flatnonzero(window.rows >= 0)
-        lost = clashing(self.hashes, window.rows[seated], window.texts[seated], window.batches[seated], self.quotas)
-        waiting = np.concatenate([waiting, window.clear(seated[lost])])
+        if look:
+            seated = np.flatnonzero(window.rows >= 0)
+            lost = clashing(self.hashes, window.rows[seated], window.texts[seated], window.batches[seated], self.quotas)
+            waiting = np.concatenate([waiting, window.clear(seated[lost])])
         came = len(waiting)
-        before = [2 * came] * PATIENCE
+        left = [came] * PATIENCE
         for turn in range(SWAPS):
-            before.append(len(waiting))
-            if not len(waiting) or len(waiting) > max(0.9 * before[-1 - PATIENCE], FEW):
+            left.append(len(waiting))
+            if not len(waiting) or hopeless(left, turn):
                 break
             free = np.flatnonzero(window.rows < 0)
             seats = self.in_turn(free, window, turn) if turn % 2 else self.by_chance(window, waiting)
@@ -372,3 +378,8 @@ class Dealer:
             window = self.opened(np.arange(first, min(first + self.in_a_window, self.batches)))
             found += int(clashing(self.hashes, window.rows, window.texts, window.batches, strict).sum())
         return found
+
+
+def hopeless(counts: Sequence[int], turn: int) -> bool:
+    """Whether those who are left, counts[-1] after `turn` turns, are more than FEW and hardly fewer than PATIENCE turns ago."""
+    return turn >= PATIENCE and counts[-1] > max(0.9 * counts[-1 - PATIENCE], FEW)

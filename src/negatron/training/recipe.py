@@ -41,8 +41,10 @@ class TrainingSettings(Settings):
     """Texts encoded at a time, on top of that limit; 0 = no limit. Where neither has one, all of a batch is encoded in one graph."""
     keep_tokens: int = Field(default=0, ge=0)
     """Tokens whose activations are kept between the two passes: each saves a second forward pass and costs its memory."""
+    keep_product_tokens: int = Field(default=0, ge=0)
+    """Tokens more of which only the results of matrix products are kept: most of a second forward pass for a third of the memory."""
     keep_graphs: int = Field(default=0, ge=0)
-    """The same in chunks; the larger of the two holds."""
+    """As keep_tokens, in chunks; the larger of the two holds."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Highest learning rate, reached after the warm-up."""
     schedule: Literal["linear", "constant"] = "linear"

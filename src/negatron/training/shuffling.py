@@ -42,7 +42,7 @@ class Permutation:
 
         >>> order = Permutation.drawn(5, random.Random(1))
         >>> order.between(0, 5).tolist(), order.between(3, 5).tolist()
-        ([1, 3, 2, 0, 4], [0, 4])
+        ([4, 2, 1, 0, 3], [0, 3])
         """
         values = self._through(np.arange(first, end, dtype=np.uint64))
         while (outside := np.flatnonzero(values >= self.count)).size:

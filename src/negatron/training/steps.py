@@ -106,6 +106,7 @@ def add_gradient(learner: Learner, chosen: ExampleSet, batch: Batch, loss: Loss)
         chunk_tokens=settings.chunk_tokens or None,
         keep_graphs=settings.keep_graphs,
         keep_tokens=settings.keep_tokens,
+        keep_product_tokens=settings.keep_product_tokens,
         processes=learner.processes,
     )
 

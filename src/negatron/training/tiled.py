@@ -9,7 +9,7 @@ For each block of rows:
 4. the rest of the gradient: sum_i p_ij a_i into the columns, tile by tile, and the sparse pairs.
 
 So the gradient is there when the loss is; backward only multiplies it by what comes from above. On a GPU with Triton, steps 2 and 4 are
-`kernels`' instead.
+`kernels`' instead, for all rows at once.
 
 What stays true: loss and gradient are those of `formula.plain` to rounding, whatever the tile. Beyond inputs and gradients, memory is the
 workspace plus vectors of length Q or N, and some rows.
@@ -20,14 +20,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from negatron.training.formula import LOWEST, Batch, Block, Direction, Options, Reduced, Sparse, blocks, row_losses, sparse
+from negatron.training import kernels
+from negatron.training.formula import (
+    LOWEST,
+    Batch,
+    Block,
+    Direction,
+    Options,
+    Reduced,
+    Sparse,
+    blocks,
+    pairs_at_a_time,
+    row_losses,
+    sparse,
+)
 from negatron.training.targets import GuideVectors, Targets
 
+Route = Literal["auto", "tiles", "kernels"]
+"""Who multiplies: torch, tile by tile, or the Triton kernels; auto = the kernels where they are `available` on a GPU."""
 WORKSPACE_MIB = {"cpu": 24, "cuda": 1024}
 TILE_COLUMNS = {"cpu": 2048, "cuda": 16384}
 ROWS = {"cpu": (128, 256), "cuda": (2048, 16384)}
@@ -48,6 +63,7 @@ def tiled(
     guide: GuideVectors | None = None,
     inverse_temperature: Tensor | None = None,
     workspace_mib: float | None = None,
+    route: Route = "auto",
 ) -> Tensor:
     """The loss of `formula.plain`, a scalar in fp32, in linear memory.
 
@@ -60,11 +76,13 @@ def tiled(
         inverse_temperature: a scalar tensor in place of 1 / options.temperature, for one that is learnt.
         workspace_mib: MiB of exponentials that may be kept; None = 24 on a CPU, 1,024 on a GPU. Changes speed, not results.
 
+        route: through tiles or kernels. Vectors in bf16 are multiplied as such by the kernels, and widened to fp32 by the tiles.
+
     Its gradient can be taken once: a second backward through the same loss raises RuntimeError.
 
     """
     inverse = queries.new_tensor(1 / options.temperature, dtype=torch.float32) if inverse_temperature is None else inverse_temperature
-    result: Tensor = LinearMemory.apply(queries, documents, inverse, targets, options, guide, workspace_mib)  # type: ignore[no-untyped-call]
+    result: Tensor = LinearMemory.apply(queries, documents, inverse, targets, options, guide, workspace_mib, route)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -81,11 +99,15 @@ class LinearMemory(torch.autograd.Function):
         options: Options,
         guide: GuideVectors | None,
         workspace_mib: float | None,
+        route: Route,
     ) -> Tensor:
         """The loss; the gradients too where one is wanted."""
+        by_kernels = route == "kernels" or (route == "auto" and queries.is_cuda and kernels.available(queries.device))
         with torch.autocast(queries.device.type, enabled=False):
-            batch = Batch.of(queries.float(), documents.float(), targets, options, guide)
-            work = Work.of(batch, options, inverse_temperature.detach(), workspace_mib, wanted=any(ctx.needs_input_grad[:3]))
+            vectors = (queries, documents) if by_kernels else (queries.float(), documents.float())
+            batch = Batch.of(*vectors, targets, options, guide)
+            wanted = any(ctx.needs_input_grad[:3])
+            work = Work.of(batch, options, inverse_temperature.detach(), workspace_mib, wanted=wanted, by_kernels=by_kernels)
             first, end = batch.scored
             loss = torch.zeros((), device=queries.device)
             for start in range(first, end, work.block_rows):
@@ -101,7 +123,7 @@ class LinearMemory(torch.autograd.Function):
             raise RuntimeError("this loss has been differentiated before; call it again (its gradients are handed over, not kept)")
         gradients, ctx.gradients = ctx.gradients, None
         wanted = zip(gradients, ctx.kinds, ctx.needs_input_grad[:3], strict=True)
-        return (*(part.mul_(asked).to(kind) if needed else None for part, kind, needed in wanted), None, None, None, None)
+        return (*(part.mul_(asked).to(kind) if needed else None for part, kind, needed in wanted), None, None, None, None, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -118,11 +140,21 @@ class Work:
     """[n] fp32: room for the exponentials of tiles that are kept."""
     spare: Tensor
     """[n] fp32: room for a tile that is not kept."""
+    by_kernels: bool
     gradients: tuple[Tensor, Tensor, Tensor] | None = field(default=None)
-    """[Q, D], [N, D], []: of the sum over the rows so far."""
+    """[Q, D], [N, D], []: of the sum over the rows so far; fp32."""
 
     @classmethod
-    def of(cls, batch: Batch, options: Options, inverse_temperature: Tensor, workspace_mib: float | None, *, wanted: bool) -> Work:
+    def of(
+        cls,
+        batch: Batch,
+        options: Options,
+        inverse_temperature: Tensor,
+        workspace_mib: float | None,
+        *,
+        wanted: bool,
+        by_kernels: bool,
+    ) -> Work:
         """Chooses the rows of a block so that, where it can be, all its exponentials fit into the workspace."""
         device = batch.queries.device
         kind = "cpu" if device.type == "cpu" else "cuda"
@@ -132,13 +164,14 @@ class Work:
         )
         fewest, most = ROWS[kind]
         first, end = batch.scored
-        rows = max(1, min(end - first, max(fewest, min(most, room // max(1, columns)))))
-        dense = columns if batch.targets.in_batch else 0
-        workspace, spare = (batch.queries.new_empty(rows * min(dense, most)) for most in (room // rows, tile_columns(device)))
+        rows = max(1, min(end - first, end - first if by_kernels else max(fewest, min(most, room // max(1, columns)))))
+        dense = columns if batch.targets.in_batch and not by_kernels else 0
+        sizes = (rows * min(dense, room // rows), rows * min(dense, tile_columns(device)))
+        workspace, spare = (torch.empty(size, device=device) for size in sizes)
         gradients = None
         if wanted:
-            gradients = (torch.zeros_like(batch.queries), torch.zeros_like(batch.documents), torch.zeros((), device=device))
-        return cls(batch, options, inverse_temperature, wanted, rows, workspace, spare, gradients)
+            gradients = (zeros(batch.queries), zeros(batch.documents), torch.zeros((), device=device))
+        return cls(batch, options, inverse_temperature, wanted, rows, workspace, spare, by_kernels, gradients)
 
     def rows(self, first: int, end: int) -> Tensor:
         """The loss of rows first..end; adds their gradient."""
@@ -157,7 +190,10 @@ class Work:
         """Step 2 for each direction. They share the workspace; each keeps the tiles that still fit."""
         free = self.workspace
         for block in blocks(self.batch, self.options, rest, first, end):
-            done = Pass.over(block, self.options, float(self.inverse_temperature), free, self.spare, wanted=self.wanted)
+            if self.by_kernels:
+                yield KernelPass.over(block, self.options, float(self.inverse_temperature))
+                continue
+            done = TilePass.over(block, self.options, float(self.inverse_temperature), free, self.spare, wanted=self.wanted)
             free = free[sum(tile.numel() for tile, _ in done.kept.values()) :]
             yield done
 
@@ -176,11 +212,21 @@ class Work:
                 of_queries[first:end] += of_rows
             else:
                 of_documents.index_add_(0, positive, of_rows)
-        queries = batch.queries[first:end]
-        of_queries[first:end].addcmul_(batch.documents[positive], asked.positive[:, None])
-        of_documents.index_add_(0, positive, queries * asked.positive[:, None])
-        of_queries[first:end].index_add_(0, rest.own_rows, batch.documents[rest.own_columns] * asked.own[:, None])
-        of_documents.index_add_(0, rest.own_columns, queries[rest.own_rows] * asked.own[:, None])
+        of_these, rows = of_queries[first:end], torch.arange(end - first, device=positive.device)
+        add_pairs(of_these, of_documents, batch.queries[first:end], batch.documents, (rows, positive, asked.positive))
+        add_pairs(of_these, of_documents, batch.queries[first:end], batch.documents, (rest.own_rows, rest.own_columns, asked.own))
+
+
+def zeros(like: Tensor) -> Tensor:
+    """Of the same shape and device, fp32."""
+    return torch.zeros(like.shape, device=like.device)
+
+
+def add_pairs(of_rows: Tensor, of_columns: Tensor, rows: Tensor, columns: Tensor, pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Adds the gradient of sum factor x cosine over (row, column, factor) pairs, a few at a time."""
+    for row, column, factor in zip(*(torch.split(part, pairs_at_a_time(rows)) for part in pairs), strict=True):
+        of_rows.index_add_(0, row, columns[column].float().mul_(factor[:, None]))
+        of_columns.index_add_(0, column, rows[row].float().mul_(factor[:, None]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,8 +256,45 @@ def differentiated(
     return loss.detach(), Asked(of_positive, of_own, dict(zip(lses, of_lses, strict=True)), of_inverse)
 
 
+class Pass(Protocol):
+    """The dense part of one direction, for a block of rows, half done: its log-sum-exps are there, its gradient can be asked for."""
+
+    block: Block
+    reduced: Reduced
+
+    def gradients(self, factors: Tensor, inverse_temperature: Tensor, of_columns: Tensor) -> Tensor:
+        """Adds the columns' gradient to `of_columns` [C, D]; returns the rows' [R, D]. factors [R]: the loss's gradient at the lse."""
+
+
 @dataclass(slots=True, eq=False)
-class Pass:
+class KernelPass:
+    """Through the Triton kernels."""
+
+    block: Block
+    reduced: Reduced
+    arguments: dict[str, Any]
+
+    @classmethod
+    def over(cls, block: Block, options: Options, inverse_temperature: float) -> KernelPass:
+        """Reduces the block."""
+        arguments: dict[str, Any] = {"slope": inverse_temperature + block.bonus, "skipped": block.skipped}
+        arguments |= {"limits": block.limits, "guide": block.guide, "keys": block.keys}
+        if options.importance and block.direction == "query_to_document":
+            reduced = Reduced(*kernels.dense_lse(block.rows, block.columns, second_slope=options.importance, **arguments))
+        else:
+            reduced = Reduced(kernels.dense_lse(block.rows, block.columns, **arguments))
+        return cls(block, reduced, arguments)
+
+    def gradients(self, factors: Tensor, inverse_temperature: Tensor, of_columns: Tensor) -> Tensor:
+        """Adds the columns' gradient to `of_columns` [C, D]; returns the rows' [R, D]. factors [R]: the loss's gradient at the lse."""
+        block, lse = self.block, self.reduced.lse
+        factors = torch.where(lse > LOWEST, factors, 0.0) * inverse_temperature
+        into = (zeros(block.rows), of_columns)
+        return kernels.dense_gradients(block.rows, block.columns, lse=lse, factors=factors, into=into, **self.arguments)[0]
+
+
+@dataclass(slots=True, eq=False)
+class TilePass:
     """One direction's tiles for a block of rows, visited once; those kept need no second multiplication."""
 
     block: Block
@@ -228,7 +311,7 @@ class Pass:
     skips: Skips
 
     @classmethod
-    def over(cls, block: Block, options: Options, inverse_temperature: float, free: Tensor, spare: Tensor, *, wanted: bool) -> Pass:
+    def over(cls, block: Block, options: Options, inverse_temperature: float, free: Tensor, spare: Tensor, *, wanted: bool) -> TilePass:
         """Visits all tiles; keeps as many as `free` has room for, where gradients are wanted."""
         width = min(len(block.columns), tile_columns(block.rows.device))
         skips = Skips.of(block.skipped, width, len(block.columns))

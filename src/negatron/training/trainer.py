@@ -58,6 +58,7 @@ def train(
     evaluate: Evaluate | None = None,
     guide: Encoder | None = None,
     remine: Remine | None = None,
+    trackers_at: Path | None = None,
 ) -> TrainingResult:
     """Trains the model on the examples and saves it to `work/model`. After a stop the same call goes on; after the end it gives the result.
 
@@ -72,6 +73,7 @@ def train(
         evaluate: scores the model during training, on queries that are neither in the examples nor in the test.
         guide: the encoder that `settings.guide` names.
         remine: another way to renew negatives than `settings.remine`.
+        trackers_at: where those of `settings.trackers` that write files put them; None = `work/trackers`.
 
     Raises NegatronError when `work` holds another training, the model does not load, or the loss is no longer a number; SettingError when
     the settings leave nothing to learn, or cannot be honoured.
@@ -80,7 +82,7 @@ def train(
     sets = as_sets(examples)
     refuse_what_teaches_nothing(sets, settings, evaluated=evaluate is not None, guided=guide is not None)
     tracking.refuse_missing(settings.trackers)
-    workers = Workers.start(device, trackers=settings.trackers, folder=work)
+    workers = Workers.start(device, trackers=settings.trackers, folder=trackers_at or work / "trackers")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), ExitStack() as open_things:
         torch.manual_seed(drawn_seed(settings.seed, "load"))  # a folder without pooler weights gets random ones: always the same here
         model = towers.load(model_folder, max_length=settings.max_length, device=str(workers.device))

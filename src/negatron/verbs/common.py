@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from negatron.data import catalog as data_catalog
+from negatron.data.candidate_files import read_candidates
 from negatron.data.collection import Collection
 from negatron.errors import SettingError
 from negatron.identity import fingerprint
 from negatron.models import catalog as model_catalog
 from negatron.models.bm25 import BM25Searcher, BM25Settings
-from negatron.negatives.filters import FilterSettings
-from negatron.negatives.mining import SearchSource
+from negatron.negatives.selection import SelectionSettings
+from negatron.negatives.sources import FileSource, RandomSource, SearchSource
+from negatron.progress import say
 from negatron.seams import NegativeSource, Searcher
 from negatron.settings import Settings
 from negatron.wheels import cache_folder
 
 if TYPE_CHECKING:
+    from negatron.models.cross_encoder import StoredScores
     from negatron.models.dense_index import DenseSearcher, EncoderScorer
     from negatron.models.encoder import SentenceEncoder
     from negatron.models.vectors import VectorStore
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 Data = Collection | str | Path
 DEFAULT_MODEL = "minilm"
 SOURCES = ("bm25", "dense")
+"""The sources of `mine` unless told otherwise, and those that are searchers."""
+RANDOM, CROSS_ENCODER, FILE = "random", "cross-encoder", "file:"
+EVERY_SOURCE = (*SOURCES, RANDOM, CROSS_ENCODER, f"{FILE}PATH")
 
 
 def versions() -> dict[str, str]:
@@ -92,15 +98,15 @@ ENCODING = frozenset(EncodingSettings.model_fields)
 LEXICAL = frozenset({"bm25_k1", "bm25_b", "bm25_language"})
 
 
-class MiningSettings(EncodingSettings, FilterSettings):
+class MiningSettings(EncodingSettings, SelectionSettings):
     """Settings of `mine`."""
 
-    negatives: int = Field(default=5, ge=1)
-    """Negatives kept per query; other candidates stay on file."""
     depth: int = Field(default=50, ge=1)
     """Candidates per query and source, known positives not counted."""
-    choice: Literal["top", "random"] = "top"
-    """Which of the candidates no filter rejects: the best of each source in turn, or any."""
+    teacher: Literal["auto", "encoder", "cross-encoder"] = "auto"
+    """Whose scores filters and choices trust: "auto" is the cross-encoder where one is given, else the encoder where one is needed."""
+    pair_length: int | None = Field(default=None, ge=8)
+    """Tokens at which a (query, document) pair is cut for the cross-encoder; "off" = the model's own length."""
     pairs: int | None = Field(default=None, ge=1)
     """Training pairs to mine for, taken by a hash of their ids; "off" = all."""
     bm25_k1: float = Field(default=0.9, ge=0)
@@ -109,6 +115,13 @@ class MiningSettings(EncodingSettings, FilterSettings):
     """How much long documents are held back, 0..1."""
     bm25_language: str = "auto"
     """auto, en, zh, plain, or a Snowball language by its English name."""
+
+    @model_validator(mode="after")
+    def the_search_reaches_the_window(self) -> Self:
+        """Refuses ranks that no search goes down to."""
+        if self.rank_from is not None and self.rank_from > self.depth:
+            raise ValueError(f"rank_from = {self.rank_from} lies below depth = {self.depth}: nothing is searched there; set depth higher")
+        return self
 
     @property
     def bm25(self) -> BM25Settings:
@@ -125,6 +138,10 @@ class Workshop:
     max_length: int | None
     precision: str
     bm25_settings: BM25Settings
+    cross_encoder: str | None = None
+    pair_length: int | None = None
+    round: int = 0
+    seed: int = 0
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
@@ -160,6 +177,16 @@ class Workshop:
 
         return EncoderScorer(self.encoder, vector_store())
 
+    @cached_property
+    def scorer(self) -> StoredScores:
+        """The cross-encoder, with what it has scored before."""
+        from negatron.models.cross_encoder import CrossEncoderScorer, StoredScores
+
+        assert self.cross_encoder is not None
+        model = model_catalog.resolve_model(self.cross_encoder)
+        scorer = CrossEncoderScorer(model, max_length=self.pair_length, precision=self.precision)
+        return StoredScores(scorer, cache_folder() / "pair-scores", quiet=True)
+
     def searcher(self, name: str) -> Searcher:
         """The searcher called "bm25" or "dense"."""
         if name not in SOURCES:
@@ -167,8 +194,17 @@ class Workshop:
         return self.bm25 if name == "bm25" else self.dense
 
     def source(self, name: str) -> NegativeSource:
-        """The searcher of that name as a source of negatives."""
-        return SearchSource(name, self.searcher(name), self.collection.documents)
+        """The source of that name: a searcher, chance, or a file."""
+        documents = self.collection.documents
+        if name == RANDOM:
+            return RandomSource(documents, self.collection.corpus_fingerprint, self.seed, self.round)
+        if not name.startswith(FILE):
+            return SearchSource(name, self.searcher(name), documents, self.round)
+        path = Path(name.removeprefix(FILE)).expanduser()
+        listed = read_candidates(path, self.collection)
+        if listed.unknown_queries:
+            say(f"{path}: {listed.unknown_queries:,} of its queries are not in {self.collection.name}; they are left out")
+        return FileSource(f"{FILE}{path.name}", listed.documents, documents, fingerprint("file.v1", listed.sha256), self.round)
 
 
 def workshop(collection: Collection, model: str | Path, settings: EncodingSettings, bm25: BM25Settings | None = None) -> Workshop:

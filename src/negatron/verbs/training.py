@@ -197,7 +197,10 @@ def train(
             sets, facts = sets_of(collections, sources, split, settings, pairs, aloud=workers.first)
             measure = dev_measure(collections, dev_split, settings.precision) if dev_split else None
             training = store.partial_path(target) / "training"
-            result = trainer.train(folder, sets, settings, training, autocast=autocast, evaluate=measure, guide=guide)
+            result = trainer.train(
+                folder, sets, settings, training, autocast=autocast, evaluate=measure, guide=guide,
+                trackers_at=target.with_name(f"{target.name}.trackers"),
+            )  # fmt: skip
             if work is not None:
                 publish(result.model, work.path)
                 names = together([collection.name for collection in collections])
