@@ -109,8 +109,16 @@ def mine(
     from negatron.verbs.mining_estimate import estimate_mining
 
     chosen = MiningSettings.read(settings, set_ or [], negatives=negatives)
-    asked = {"sources": source or SOURCES, "model": model, "cross_encoder": cross_encoder, "split": split, "settings": chosen}
-    result = estimate_mining(data, **asked) if dry_run else verb(data, **asked, round=round_, out=out, seed=seed)
+    names, judge = source or SOURCES, cross_encoder
+    if dry_run:
+        if out is not None:
+            raise SettingError(f"--out {out} has no effect with --dry-run, which writes nothing; leave one of them out")
+        found = estimate_mining(data, sources=names, model=model, cross_encoder=judge, split=split, settings=chosen)
+        show(found, found.as_json(), json_)
+        return
+    result = verb(
+        data, sources=names, model=model, cross_encoder=judge, round=round_, split=split, out=out, settings=chosen, seed=seed
+    )  # fmt: skip
     show(result, result.as_json(), json_)
 
 

@@ -118,10 +118,10 @@ def test_a_text_in_half_of_the_rows_is_spread_evenly_and_meets_itself_as_seldom_
     def most(batches):
         return max(np.count_nonzero(batch % 2 == 0) for batch in batches)
 
-    plan = plan_epoch(hashes, batch_size, seed=1, epoch=0)
+    plan = plan_epoch(hashes, batch_size, seed=2, epoch=0)
     assert sorted(plan.positions.tolist()) == list(range(rows))
     assert plan.conflicts == rows // 2 - len(plan)
-    assert most(plan) <= 525 < most(shuffled)  # 500 were quite even
+    assert most(plan) <= 520 < most(shuffled)  # 500 were quite even
 
 
 def test_a_plan_is_the_same_in_another_process_and_whatever_its_hash_seed(tmp_path):

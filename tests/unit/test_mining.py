@@ -95,11 +95,11 @@ def test_selection_takes_the_best_of_each_source_in_turn() -> None:
 
 
 def test_selecting_again_forgets_the_earlier_choice_but_no_rejection() -> None:
-    pool = item({"a": ("bm25", 1), "b": ("bm25", 2)})
+    pool = item({"a": ("bm25", 1), "b": ("bm25", 2), "c": ("bm25", 3)})
     rejected = Judged(pool.judged[0].candidate, (Verdict(False, "near copy"),))
-    one = select(JudgedQuery(pool.query, pool.positives, (rejected, pool.judged[1])), 0, "top", stream(0))
-    assert chosen(one) == []
-    assert chosen(select(one, 5, "top", stream(0))) == ["b"]
+    one = select(JudgedQuery(pool.query, pool.positives, (rejected, *pool.judged[1:])), 1, "top", stream(0))
+    assert chosen(one) == ["b"]
+    assert chosen(select(one, 5, "top", stream(0))) == ["b", "c"]
 
 
 def test_a_random_choice_depends_on_the_stream_and_not_on_the_order_of_the_candidates() -> None:

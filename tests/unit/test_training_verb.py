@@ -8,10 +8,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs negatron[train]")
 pytest.importorskip("sentence_transformers", reason="needs negatron[train]")
 
-from negatron.errors import SettingError  # noqa: E402 - after the check for torch
+from sentence_transformers import SentenceTransformer  # noqa: E402 - after the check for torch
+
+from negatron.errors import SettingError  # noqa: E402
 from negatron.training.recipe import TrainingSettings  # noqa: E402
 from negatron.types import Candidate, Document, Judged, JudgedQuery, Origin, Positive, Query, Verdict  # noqa: E402
-from negatron.verbs.training import examples_of, one_for_each, spare_sources, train  # noqa: E402
+from negatron.verbs.training import dev_measure, examples_of, one_for_each, spare_sources, train  # noqa: E402
 
 FAST = {"batch_size": 2, "precision": "fp32", "max_length": 16}
 
@@ -36,14 +38,14 @@ def test_several_data_sets_are_trained_on_one_a_batch_and_counted_together(tiny_
     assert (tmp_path / "model" / "manifest.json").stat().st_mtime_ns == stamp, "a finished training was done again"
 
 
-def test_the_development_score_of_several_data_sets_is_their_mean(tiny_encoder, two, tmp_path):
-    scores = []
-    for name, data in (("both", two), ("first", two[:1]), ("second", two[1:])):
-        settings = FAST | {"learning_rate": 1e-12, "epochs": 1}  # so small that all three are the same model
-        trained = train(data, None, model=tiny_encoder, out=tmp_path / name, dev_split="test", **settings)
-        scores.append(trained.facts["evaluations"][-1][1])
-    assert scores[1] != scores[2], "the mean could be either"
-    assert scores[0] == pytest.approx((scores[1] + scores[2]) / 2)
+def test_the_development_score_of_several_data_sets_is_their_mean(tiny_encoder, small_collection):
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    bread, ships = small_collection.judgements["test"]
+    crossed = (replace(bread, document_id=ships.document_id), replace(ships, document_id=bread.document_id))
+    swapped = replace(small_collection, judgements={**small_collection.judgements, "test": crossed})
+    right, wrong = (dev_measure([data], "test", "fp32")(model) for data in (small_collection, swapped))
+    assert right != wrong, "the mean could be either"
+    assert dev_measure([small_collection, swapped], "test", "fp32")(model) == pytest.approx((right + wrong) / 2)
 
 
 def test_negatives_are_given_for_each_data_set_or_one_word_for_all():

@@ -1,29 +1,41 @@
-"""Lexical top-k: bm25s computes, this module chooses the words and breaks ties by document id.
+"""Lexical top-k by BM25 (Robertson et al., TREC-3) in Lucene's form: its weights and sums are those of bm25s, to the last bit.
 
-Languages: "en" (English stop words, Snowball stemmer), "zh" (jieba's words for search), any other Snowball language by its English
-name ("german"), "plain" (lower-cased words, no stemming). "auto" reads a sample of the corpus: Chinese characters -> "zh", mostly
-ASCII -> "en", else "plain".
+1. `words` counts the corpus part by part, in several processes where that is worth it.
+2. `build` joins the parts to an index on disk: for each word the rows of its documents and what it adds to their scores.
+3. `BM25Searcher.search` multiplies a block of queries by the index, a sparse matrix product, and takes the best of each row.
+
+The index is memory-mapped; with a `folder` it is kept under its fingerprint and found again, and a killed run continues after the last
+part it counted. Documents are sorted by id, so equal scores go by id. Documents that share no word with a query are not found.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import math
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from negatron.errors import MissingExtra, SettingError, nearest
 from negatron.identity import fingerprint
-from negatron.progress import track
+from negatron.models.locks import building, note_use
+from negatron.models.words import SAMPLE, Counted, Words, count_parts, detect_language
+from negatron.progress import Meter
+from negatron.seams import Float32Array
 from negatron.settings import Settings
+from negatron.store import begin, write_json
 from negatron.types import Document, Query, ScoredDocument
 
-CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-WORD = re.compile(r"(?u)\b\w\w+\b")  # what bm25s and scikit-learn take for a word
-SAMPLE = 1000
+POSTINGS_AT_A_TIME = 4_000_000
+"""Of the words of the queries multiplied together: bounds the scores held in memory (8 bytes each)."""
+QUERIES_AT_A_TIME = 256
+"""At most so many queries together, so that progress shows."""
 
 
 class BM25Settings(Settings):
@@ -37,97 +49,187 @@ class BM25Settings(Settings):
     """auto, en, zh, plain, or a Snowball language by its English name."""
 
 
-def detect_language(texts: Sequence[str]) -> str:
-    """Chinese ("zh") when more than a tenth of the characters of a sample are Chinese, "en" when at least 95 % are ASCII, else "plain".
-
-    >>> detect_language(["how do cells divide"]), detect_language(["深度学习模型"]), detect_language(["Überprüfung für Größe"])
-    ('en', 'zh', 'plain')
-    """
-    sample = "".join(texts[:SAMPLE])
-    if not sample:
-        return "plain"
-    if len(CJK.findall(sample)) > 0.1 * len(sample):
-        return "zh"
-    return "en" if sum(c.isascii() for c in sample) >= 0.95 * len(sample) else "plain"
-
-
-class Words:
-    """Texts to words, in one language."""
-
-    def __init__(self, language: str) -> None:
-        self.language = language
-        self._stemmer: Any = None
-        self._stop_words: frozenset[str] = frozenset()
-        if language == "zh":
-            try:
-                import jieba
-            except ImportError as error:
-                raise MissingExtra("jieba", "chinese") from error
-            jieba.setLogLevel("ERROR")
-            self._cut = jieba.cut_for_search
-        elif language != "plain":
-            import Stemmer
-            from bm25s.stopwords import STOPWORDS_EN
-
-            name = "english" if language == "en" else language
-            if name not in Stemmer.algorithms():
-                raise SettingError(
-                    f"bm25: no language {language!r}{nearest(language, ['auto', 'en', 'zh', 'plain', *Stemmer.algorithms()])}"
-                )
-            self._stemmer = Stemmer.Stemmer(name)
-            self._stop_words = frozenset(STOPWORDS_EN) if name == "english" else frozenset()
-
-    def of(self, text: str) -> list[str]:
-        """The words of a text, in order, stop words left out."""
-        if self.language == "zh":
-            return [word for word in self._cut(text.lower()) if word.strip() and (len(word) > 1 or word.isalnum())]
-        words = [word for word in WORD.findall(text.lower()) if word not in self._stop_words]
-        return self._stemmer.stemWords(words) if self._stemmer is not None else words
-
-
 class BM25Searcher:
-    """A Searcher by BM25 (Robertson et al., TREC-3, in Lucene's form as computed by bm25s). Documents that share no word are not found."""
+    """A Searcher by BM25. The index is made when first asked for, kept in `folder` under its fingerprint where one is given."""
 
-    def __init__(self, documents: Sequence[Document], corpus_fingerprint: str, settings: BM25Settings | None = None) -> None:
-        import bm25s
-
+    def __init__(
+        self, documents: Sequence[Document], corpus_fingerprint: str, settings: BM25Settings | None = None, folder: Path | None = None
+    ) -> None:
         self.settings = settings or BM25Settings()
         self.documents = sorted(documents, key=lambda d: d.id)
-        contents = [document.content for document in self.documents]
-        language = detect_language(contents) if self.settings.language == "auto" else self.settings.language
+        self.folder = folder
+        language = detect_language([d.content for d in self.documents[:SAMPLE]]) if self.settings.language == "auto" else self.settings.language
         self.words = Words(language)
-        self.fingerprint = fingerprint("bm25.v1", corpus_fingerprint, self.settings.k1, self.settings.b, language, bm25s.__version__)
-        counted = [self.words.of(content) for content in track(contents, "bm25 words", len(contents), "documents")]
-        self._index: Any = None
-        if any(counted):
-            self._index = bm25s.BM25(method="lucene", k1=self.settings.k1, b=self.settings.b)
-            self._index.index(counted, show_progress=False)
+        self.fingerprint = fingerprint("bm25.v2", corpus_fingerprint, self.settings.k1, self.settings.b, self.words.maker)
+
+    @cached_property
+    def index(self) -> Index:
+        """The index of all documents, in the order of `documents`."""
+        contents = [document.content for document in self.documents]
+        if self.folder is None:
+            with tempfile.TemporaryDirectory(prefix="negatron-bm25-") as place:
+                build(Path(place), self.words, contents, self.settings)
+                return Index.open(Path(place), in_memory=True)
+        place = self.folder / self.fingerprint
+        with building(place, "the BM25 index of the same corpus"):
+            note_use(place)
+            inputs = {"index": self.fingerprint, "documents": len(contents)}
+            with begin(place, kind="bm25", inputs=inputs) as work:
+                if work.finished is None:
+                    build(work.path, self.words, contents, self.settings)
+                    work.finish()
+        return Index.open(place)
 
     def search(self, queries: Sequence[Query], k: int) -> Iterator[Sequence[ScoredDocument]]:
         """At most k documents a query that share a word with it, best first, ties by document id."""
-        for query in track(queries, "bm25 search", len(queries), "queries"):
-            scores = self._scores(self.words.of(query.text))
-            yield [ScoredDocument(query.id, self.documents[row].id, float(scores[row])) for row in best_rows(scores, k)]
+        with Meter("bm25 search", len(queries), "queries") as meter:
+            for query, (rows, scores) in zip(queries, self.search_rows([query.text for query in queries], k), strict=True):
+                found = zip(rows.tolist(), scores.tolist(), strict=True)
+                yield [ScoredDocument(query.id, self.documents[row].id, score) for row, score in found]
+                meter.advance()
 
-    def _scores(self, words: list[str]) -> NDArray[np.float32]:
-        known = [word for word in words if self._index is not None and word in self._index.vocab_dict]
-        if not known:
-            return np.zeros(len(self.documents), np.float32)
-        scores: NDArray[np.float32] = self._index.get_scores(known)
-        return scores
+    def search_rows(self, texts: Sequence[str], k: int) -> Iterator[tuple[NDArray[np.int32], Float32Array]]:
+        """The same as arrays: for each text of a query the rows of `documents` [<= k] and their scores."""
+        asked = [self.index.numbers(self.words.of(text)) for text in texts]
+        for block in self.index.blocks(asked):
+            rows, scores, starts = self.index.scores(asked[block.start : block.stop])
+            for place in range(len(block)):
+                own = slice(starts[place], starts[place + 1])
+                best = best_of(rows[own], scores[own], k)
+                yield rows[own][best], scores[own][best]
 
 
-def best_rows(scores: NDArray[np.float32], k: int) -> list[int]:
-    """Rows of the k best scores above 0, best first, equal scores by row.
+def best_of(rows: NDArray[np.int32], scores: Float32Array, k: int) -> NDArray[np.intp]:
+    """Places of the k best scores above 0, best first, equal scores by row.
 
-    >>> best_rows(np.array([0.0, 2.0, 1.0, 2.0, 1.0], np.float32), 3)
-    [1, 3, 2]
+    >>> best_of(np.array([7, 3, 5, 1], np.int32), np.array([2.0, 1.0, 2.0, 1.0], np.float32), 3).tolist()
+    [2, 0, 3]
     """
-    positive = int((scores > 0).sum())
-    k = min(k, positive)
-    if k == 0:
-        return []
-    limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero(scores >= limit)
-    order: list[int] = rows[np.argsort(-scores[rows], kind="stable")][:k].tolist()
-    return order
+    found = np.flatnonzero(scores > 0)
+    if len(found) > k:
+        limit = np.partition(scores[found], len(found) - k)[len(found) - k]
+        found = found[scores[found] >= limit]
+    return found[np.lexsort((rows[found], -scores[found]))][:k]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """vocabulary: word -> its row in `matrix` [words, documents], a scipy CSR matrix in fp32 of what a word adds to a document's score."""
+
+    vocabulary: dict[str, int]
+    matrix: Any
+
+    @classmethod
+    def open(cls, folder: Path, *, in_memory: bool = False) -> Index:
+        """The index that `build` wrote, memory-mapped unless it shall be read whole."""
+        from scipy.sparse import csr_matrix
+
+        terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
+        mode = None if in_memory else "r"
+        weights, rows = (np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("weights", "rows"))
+        shape = (len(terms), len(np.load(folder / "lengths.npy", mmap_mode="r")))
+        matrix = csr_matrix((weights, rows, np.load(folder / "starts.npy")), shape=shape, copy=False)
+        return cls({term: place for place, term in enumerate(terms)}, matrix)
+
+    def numbers(self, words: Sequence[str]) -> list[int]:
+        """The words that the index knows, by their number, in order."""
+        return [self.vocabulary[word] for word in words if word in self.vocabulary]
+
+    def blocks(self, asked: Sequence[Sequence[int]]) -> Iterator[range]:
+        """Ranges of queries that are multiplied together."""
+        holding = np.diff(self.matrix.indptr)
+        first, postings = 0, 0
+        for place, words in enumerate(asked):
+            own = int(holding[words].sum()) if words else 0
+            if place > first and (postings + own > POSTINGS_AT_A_TIME or place - first == QUERIES_AT_A_TIME):
+                yield range(first, place)
+                first, postings = place, 0
+            postings += own
+        if first < len(asked):
+            yield range(first, len(asked))
+
+    def scores(self, asked: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], Float32Array, NDArray[np.int32]]:
+        """(rows, scores, starts) of the documents that share a word with each query: query q has them at starts[q] .. starts[q+1].
+
+        A score is the sum in fp32 of its words' weights in the order of the query, a word that it asks twice counted twice.
+        """
+        from scipy.sparse import csr_matrix
+
+        ends = np.cumsum([0, *map(len, asked)])
+        words = np.fromiter((word for own in asked for word in own), np.int32, int(ends[-1]))
+        queries = csr_matrix((np.ones(len(words), np.float32), words, ends), shape=(len(asked), len(self.vocabulary)))
+        product = queries @ self.matrix
+        return product.indices, product.data, product.indptr
+
+
+def build(folder: Path, words: Words, texts: Sequence[str], settings: BM25Settings) -> None:
+    """Writes the index of the texts: terms.json, starts.npy, rows.npy, weights.npy, lengths.npy. Continues from the parts there are."""
+    parts = []
+    with Meter("bm25 words", len(texts), "documents", quiet=not texts) as meter:
+        for own, path in count_parts(words, texts, folder):
+            parts.append((own, path))
+            meter.advance(len(own))
+    join(folder, sorted(parts, key=lambda part: part[0].start), len(texts), settings)
+    for _, path in parts:
+        path.unlink()
+
+
+def join(folder: Path, parts: Sequence[tuple[range, Path]], documents: int, settings: BM25Settings) -> None:
+    """One index from the counts of all parts, one part in memory at a time."""
+    vocabulary: dict[str, int] = {}
+    lengths = np.zeros(documents, np.int64)
+    holding = np.zeros(0, np.int64)  # documents that hold each word
+    for own, path in parts:
+        part = Counted.load(path)
+        numbers = numbered(vocabulary, part.terms)
+        lengths[own.start : own.stop] = part.lengths
+        holding = np.pad(holding, (0, len(vocabulary) - len(holding)))
+        holding[numbers] += np.diff(part.starts)
+    starts = np.concatenate([[0], np.cumsum(holding)])
+    lucene = Lucene.of(holding, lengths, settings)
+    rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", np.int32, (int(starts[-1]),))
+    weights = np.lib.format.open_memmap(folder / "weights.npy", "w+", np.float32, (int(starts[-1]),))
+    free = starts[:-1].copy()  # where each word's next document goes
+    for own, path in parts:
+        part = Counted.load(path)
+        numbers, counts = numbered(vocabulary, part.terms), np.diff(part.starts)
+        places = np.repeat(free[numbers] - part.starts[:-1], counts) + np.arange(len(part.rows))
+        document = part.rows + own.start
+        rows[places] = document
+        weights[places] = lucene.weights(np.repeat(numbers, counts), document, part.counts)
+        free[numbers] += counts
+    rows.flush()
+    weights.flush()
+    np.save(folder / "starts.npy", starts)
+    np.save(folder / "lengths.npy", lengths)
+    write_json(folder / "terms.json", list(vocabulary))
+
+
+def numbered(vocabulary: dict[str, int], terms: Sequence[str]) -> NDArray[np.int64]:
+    """The numbers of the terms; new ones get the next numbers."""
+    return np.fromiter((vocabulary.setdefault(term, len(vocabulary)) for term in terms), np.int64, len(terms))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lucene:
+    """ln(1 + (N - n + 0.5) / (n + 0.5)) f / (f + k1 (1 - b + b L / mean L)), without the factor k1 + 1 that changes no rank.
+
+    Source: Kamphuis et al., ECIR 2020, "accurate" Lucene. N documents, n of them with the word, f times in this one of L words. Computed
+    in fp64 from an inverse document frequency in fp32, as bm25s does. inverse [words], saturation [documents].
+    """
+
+    inverse: Float32Array
+    saturation: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, holding: NDArray[np.int64], lengths: NDArray[np.int64], settings: BM25Settings) -> Lucene:
+        """What the weights need of the whole corpus."""
+        n, place = np.unique(holding, return_inverse=True)
+        inverse = np.array([math.log(1 + (len(lengths) - one + 0.5) / (one + 0.5)) for one in n.tolist()], np.float32)
+        mean = lengths.mean() if len(lengths) and lengths.any() else 1.0
+        return cls(inverse[place], settings.k1 * ((1 - settings.b) + settings.b * lengths / mean))
+
+    def weights(self, words: NDArray[np.int64], documents: NDArray[np.int64], counts: NDArray[np.int32]) -> Float32Array:
+        """[m] what each word adds to the score of each document."""
+        own: Float32Array = (self.inverse[words] * (counts / (self.saturation[documents] + counts))).astype(np.float32)
+        return own

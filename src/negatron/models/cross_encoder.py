@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ def last_layer_in_fp32(model: Any) -> None:
 
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
     for layer in layers[-1:]:
-        layer.forward = forward.__get__(layer)
+        layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
 class StoredScores:

@@ -326,7 +326,8 @@ class Helpers:
         self._threads = [threading.Thread(target=self._feed, args=(process,), daemon=True) for process in self._processes]
 
     def _started(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # they only count
+        places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, places))}
         command = [sys.executable, "-m", __name__, self.language]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 

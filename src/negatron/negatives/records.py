@@ -204,8 +204,8 @@ class Negatives:
         return int(self.summary["queries"])
 
     def __iter__(self) -> Iterator[JudgedQuery]:
-        candidates = (judged for batch in batches_of(self.path / JUDGED) for judged in judged_of(batch))
-        for query, positives, count in (row for batch in batches_of(self.path / QUERIES) for row in queries_of(batch)):
+        candidates = (judged for batch in batches_of(self.path / JUDGED, ["document_id", "title", "text"]) for judged in judged_of(batch))
+        for query, positives, count in (row for batch in batches_of(self.path / QUERIES, []) for row in queries_of(batch)):
             judged = tuple(islice(candidates, count))
             if len(judged) < count:
                 raise DataError("holds fewer candidates than queries.parquet says; make the folder again", self.path / JUDGED)
@@ -239,13 +239,13 @@ class Negatives:
         return f"negatives of {len(self):,} queries in {self.path}\n{in_words(self.manifest.facts, wanted)}"
 
 
-def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
+def batches_of(path: Path, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file, a row group at a time. Raises DataError when it is not one.
 
-    Texts are kept as a dictionary, since the candidates of many queries are the same documents.
+    The columns of `texts` are kept as dictionaries, since the candidates of many queries are the same documents.
     """
     try:
-        with pq.ParquetFile(path, read_dictionary=["document_id", "title", "text"]) as file:
+        with pq.ParquetFile(path, read_dictionary=list(texts)) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group).combine_chunks().to_batches()
     except (pa.ArrowInvalid, OSError) as error:

@@ -130,9 +130,9 @@ def interleaved(judged: Sequence[Judged], open_rows: Sequence[int] | None = None
     while waiting:
         still = []
         for queue in waiting:
-            row = next((row for _, _, row in queue if row not in taken), None)
-            if row is not None:
-                taken[row] = None
+            found = next((row for _, _, row in queue if row not in taken), None)
+            if found is not None:
+                taken[found] = None
                 still.append(queue)
         waiting = still
     return list(taken)

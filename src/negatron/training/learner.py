@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -44,14 +44,23 @@ NOT_LEARNT_FROM = ("checkpoint_seconds", "trackers", "keep_graphs", "keep_tokens
 """Settings that change nothing of what is learnt."""
 
 
+class TowersOfSet(NamedTuple):
+    """The two towers of a data set, with its prompts, and the counts of tokens behind each."""
+
+    queries: Tower
+    documents: Tower
+    of_queries: TokenCounts
+    of_documents: TokenCounts
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """All of it. `queries` and `documents` give the towers of a set."""
+    """All of it."""
 
     model: SentenceTransformer
     optimiser: torch.optim.Optimizer
-    towers: dict[str, tuple[Tower, Tower, TokenCounts, TokenCounts]]
-    """Name of the set -> queries, documents, and the counts behind each."""
+    towers: dict[str, TowersOfSet]
+    """By the name of the set."""
     settings: TrainingSettings
     feed: Feed
     curriculum: Curriculum
@@ -81,7 +90,7 @@ def refuse_what_teaches_nothing(sets: Sequence[ExampleSet], settings: TrainingSe
     """Raises NegatronError for no examples, SettingError for settings under which nothing can be learnt, or that nothing could honour."""
     refuse_bad_sets(sets, settings.prompts)
     for one in sets:
-        if any(example.negatives for example in one.examples):
+        if any(example.negatives for example in looked_at(one)):
             continue
         if not settings.in_batch_negatives:
             raise SettingError(
@@ -160,9 +169,7 @@ def prepared(
     return learner, counted(learner, sets)
 
 
-def towers_of(
-    model: SentenceTransformer, prompts: Prompts, context: Callable[[], AbstractContextManager[Any]]
-) -> tuple[Tower, Tower, TokenCounts, TokenCounts]:
+def towers_of(model: SentenceTransformer, prompts: Prompts, context: Callable[[], AbstractContextManager[Any]]) -> TowersOfSet:
     """The two towers of a set, with its own prompts where it has some."""
     made = []
     for task, given, names in (
@@ -173,17 +180,17 @@ def towers_of(
         counts = TokenCounts(model, prompt)
         made.append((towers.tower(model, task, counts, prompt, context), counts))
     (queries, of_queries), (documents, of_documents) = made
-    return queries, documents, of_queries, of_documents
+    return TowersOfSet(queries, documents, of_queries, of_documents)
 
 
 def counted(learner: Learner, sets: Sequence[ExampleSet]) -> CutTexts:
     """How many distinct texts of the examples looked at are cut."""
     found = []
     for one in sets:
-        _, _, of_queries, of_documents = learner.towers[one.name]
+        both = learner.towers[one.name]
         examples = list(looked_at(one))
-        asked = of_queries.all(example.query.text for example in examples)
-        read = of_documents.all(d.content for e in examples for d in (e.positive, *(negative.document for negative in e.negatives)))
+        asked = both.of_queries.all(example.query.text for example in examples)
+        read = both.of_documents.all(d.content for e in examples for d in (e.positive, *(negative.document for negative in e.negatives)))
         found.append(towers.cut_texts(asked, read, towers.length_limit(learner.model)))
     return CutTexts.together(found)
 

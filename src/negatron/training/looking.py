@@ -34,10 +34,10 @@ def renewed(learner: Learner, step: int) -> dict[str, Any]:
 
 def cosines(learner: Learner, queries: Sequence[str], documents: Sequence[str]) -> list[float]:
     """Of the pairs (query n, document n); the first process's, in all of them."""
-    asked, read, of_queries, of_documents = learner.towers[learner.feed.sets[0].name]
+    towers = learner.towers[learner.feed.sets[0].name]
     found = None
     if learner.workers.first:
-        sides = ((asked, of_queries, queries), (read, of_documents, documents))
+        sides = ((towers.queries, towers.of_queries, queries), (towers.documents, towers.of_documents, documents))
         left, right = (encoded(tower, counts, texts, learner.settings.chunk_tokens or None) for tower, counts, texts in sides)
         found = (left * right).sum(1).tolist()
     return learner.workers.agree(found)

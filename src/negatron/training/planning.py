@@ -309,7 +309,7 @@ class Dealer:
         It ends when nobody is left who meets anybody, or when windows part fewer than half of those who did: the rest cannot be parted.
         """
         # A frequent text's shares are filled to the last seat now, and it does no harm to have a few more in a batch than in another.
-        self.quotas = replace(self.quotas, rows=self.quotas.rows * 9 // 8 + self.batches)
+        self.quotas = replace(self.quotas, rows=self.quotas.rows * 33 // 32 + self.batches)
         finished = Permutation.drawn(unfinished, stream(self.key, "mend")).between(0, unfinished)
         last_ones = np.arange(unfinished, self.batches)
         others = [finished[first : first + self.in_a_window] for first in range(0, max(len(finished), 1), self.in_a_window)]

@@ -104,4 +104,5 @@ def finished(work: Path, recipe: Mapping[str, Any]) -> TrainingResult | None:
         return None
     written = json.loads(path.read_text(encoding="utf-8"))
     checkpoints.refuse_other_recipe(path, written["recipe"], recipe)
+    shutil.rmtree(work / checkpoints.FOLDER, ignore_errors=True)  # a kill just after the result was written leaves them
     return TrainingResult.from_facts(work / MODEL, written["result"])

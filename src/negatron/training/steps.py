@@ -94,12 +94,12 @@ def batch_of(learner: Learner, plan: StepPlan) -> tuple[ExampleSet, Batch, Choic
 def add_gradient(learner: Learner, chosen: ExampleSet, batch: Batch, loss: Loss) -> gradients.Step:
     """Adds the gradient of the batch's mean loss, over all processes."""
     settings = learner.settings
-    queries, documents, of_queries, of_documents = learner.towers[chosen.name]
-    of_queries.ahead(batch.query_texts)
-    of_documents.ahead(batch.document_texts)
+    towers = learner.towers[chosen.name]
+    towers.of_queries.ahead(batch.query_texts)
+    towers.of_documents.ahead(batch.document_texts)
     return gradients.step(
-        queries,
-        documents,
+        towers.queries,
+        towers.documents,
         batch,
         loss,
         chunk_size=settings.chunk_size or None,

@@ -167,8 +167,8 @@ def synthesize(
             items = judged_and_chosen(requests, candidates, teacher, settings, settings.per_query, "top", seed)
             summary = write_negatives(work.path, items)
             facts = {"summary": summary.as_json(), "writing": source.report.as_json(), "teachers": teachers_in(inputs)}
-            facts |= {"teacher_scale": COSINE if teacher is not None else None}
-            work.finish(**facts, model=str(model) if teacher is not None else None, dropped_queries=dropped, versions=versions())
+            scored_by = {"model": str(model), "teacher_scale": COSINE} if teacher is not None else {"model": None, "teacher_scale": None}
+            work.finish(**facts, **scored_by, dropped_queries=dropped, versions=versions())
         return Negatives.open(work.out)
 
 
