@@ -53,13 +53,16 @@ class Size:
     length: int
     rates: tuple[float, ...]
     """Learning rates to try first; others of the ladder follow while the best is at an end."""
+    precision: str = "fp32"
+    whole_dev: bool = True
+    """Whether learning rates are compared on the whole corpus; False: among the documents that dev judges, for a model that is slow."""
 
 
 SMALL, LARGE = (1e-3, 3e-3), (3e-5, 1e-4)
 SIZES = {
     ("splade-tiny", "nl2bash"): Size(4096, 1, 32, SMALL),
     ("splade-tiny", "code-search"): Size(4096, 1, 32, SMALL),
-    ("minilm", "nl2bash"): Size(2048, 1, 32, LARGE),
+    ("minilm", "nl2bash"): Size(1024, 1, 32, LARGE, "auto", whole_dev=False),
 }
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIVE = {"bm25": 3, "dense": 2}
@@ -70,17 +73,22 @@ def stage(share: float, bm25: tuple[int, int], dense: tuple[int, int]) -> dict[s
     return {"share": share, "quotas": FIVE, "bands": {"bm25": bm25, "dense": dense}}
 
 
-HARD, MEDIUM, EASY = (stage(1 / 3, (first, first + 2), (first, first + 2)) for first in (1, 4, 7))
+def ordered(*first_places: int) -> tuple[dict[str, Any], ...]:
+    """Three places of each source in a stage. Shares of 5, 5 and 6 sixteenths cut 4,096 examples in batches of 256 between two batches."""
+    shares = (0.3125, 0.3125, 0.375)
+    return tuple(stage(share, (first, first + 2), (first, first + 2)) for share, first in zip(shares, first_places, strict=True))
+
+
 CURRICULA: dict[str, dict[str, Any]] = {
     "unordered": {"stages": (stage(1.0, (1, 9), (1, 9)),)},
-    "easy-to-hard": {"stages": (EASY, MEDIUM, HARD)},
-    "hard-to-easy": {"stages": (HARD, MEDIUM, EASY)},
+    "easy-to-hard": {"stages": ordered(7, 4, 1)},
+    "hard-to-easy": {"stages": ordered(1, 4, 7)},
     "focal": {"weighting": {"focal": {"from": 0.0, "to": 2.0}}},
     "importance": {"weighting": {"importance": {"from": 0.0, "to": 1.0}}},
 }
 CONTRASTS = (
     ("32x0", "256x0"), ("32x0", "2048x0"), ("32x0", "32x1"), ("32x0", "32x5"), ("256x0", "256x1"), ("256x0", "256x5"),
-    ("2048x0", "2048x1"), ("2048x0", "2048x5"), ("32x5", "256x5"), ("32x5", "2048x5"), ("untrained", "32x0"),
+    ("2048x0", "2048x1"), ("2048x0", "2048x5"), ("256x0", "32x5"), ("32x5", "256x5"), ("32x5", "2048x5"), ("untrained", "32x0"),
 )  # fmt: skip
 CURRICULUM_CONTRASTS = (
     *(("256x5:hardest", f"256x5:{name}") for name in CURRICULA),
@@ -140,7 +148,8 @@ class Bench:
         from negatron import store
         from negatron.negatives.records import KIND, Negatives, write_negatives
 
-        every = ng.mine(self.data, max_length=64, out=self.work / f"negatives-{self.data}")
+        folder = self.work / f"negatives-{self.data}"
+        every = Negatives.open(folder) if folder.is_dir() else ng.mine(self.data, max_length=64, out=folder)
         inputs = {"negatives": every.fingerprint, "places": PLACES}
         with store.begin(self.work / f"hardest-{self.data}", kind=KIND, inputs=inputs) as work:
             if work.finished is None:
@@ -171,7 +180,7 @@ class Bench:
 
         given = {
             "batch_size": cell.batch, "learning_rate": rate, "epochs": self.size.epochs, "max_length": self.size.length,
-            "temperature": TEMPERATURE, "warmup_share": WARMUP, "precision": "fp32", "seed": seed, "checkpoint_seconds": 1e9,
+            "temperature": TEMPERATURE, "warmup_share": WARMUP, "precision": self.size.precision, "seed": seed, "checkpoint_seconds": 1e9,
             "chunk_size": 64, "keep_graphs": 40, **CURRICULA.get(cell.curriculum, {}),
         }  # fmt: skip
         examples = self.examples(PLACES if "stages" in given else cell.negatives)
@@ -180,6 +189,8 @@ class Bench:
         settings = trainer.TrainingSettings.checked(given)
         result = trainer.train(local_folder(resolve_model(self.model)), examples, settings, folder, autocast=autocast)
         trained = time.process_time()
+        lines = [json.loads(line) for line in (folder / "log.jsonl").open(encoding="utf-8")]
+        short = {"short": sum(line["short"] for line in lines)} if "stages" in given else {}
         values = self.measured(result.model, split)
         evaluated = time.process_time()
         shutil.rmtree(folder)
@@ -187,6 +198,7 @@ class Bench:
             "learning_rate": rate, "steps": result.steps, "examples": result.examples, "tokens": result.tokens,
             "last_loss": round(result.last_loss, 4), "train_seconds": round(trained - began, 1),
             "evaluate_seconds": round(evaluated - trained, 1), "ndcg@10": statistics.fmean(values), "per_query": packed(values),
+            **short,
         }  # fmt: skip
 
     def measured(self, model: str | Path, split: str) -> list[float]:
@@ -197,16 +209,17 @@ class Bench:
         from negatron.models.dense_index import DenseSearcher
         from negatron.models.encoder import SentenceEncoder
         from negatron.models.vectors import VectorStore
+        from negatron.verbs.evaluation import judged_corpus
 
-        documents, of_corpus = list(self.collection.documents.values()), self.collection.corpus_fingerprint
+        collection = self.collection if split == "test" or self.size.whole_dev else judged_corpus(self.collection, split)
+        documents, of_corpus = list(collection.documents.values()), collection.corpus_fingerprint
         with tempfile.TemporaryDirectory(dir=self.work) as vectors:
             if model == "bm25":
                 searcher: Any = BM25Searcher(documents, of_corpus, BM25Settings())
             else:
-                encoder = SentenceEncoder(model, max_length=self.size.length, precision="fp32")
+                encoder = SentenceEncoder(model, max_length=self.size.length, precision=self.size.precision)
                 searcher = DenseSearcher(encoder, documents, VectorStore(Path(vectors)), of_corpus)
-            grades = self.collection.graded(split)
-            _, found = evaluate(searcher, self.collection.queries, grades, [Measure("ndcg", 10)], depth=10)
+            _, found = evaluate(searcher, collection.queries, collection.graded(split), [Measure("ndcg", 10)], depth=10)
         per_query = found.of("ndcg@10")
         return [per_query[query_id] for query_id in sorted(per_query)]
 
@@ -297,7 +310,7 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     some = next(iter(runs.values()))
     means = {key: statistics.fmean(one[key] for one in runs.values()) for key in ("train_seconds", "tokens") if key in some}
     spread = statistics.stdev(scores) if len(scores) > 1 else None
-    known = {key: some[key] for key in ("steps", "examples", "learning_rate") if key in some}
+    known = {key: some[key] for key in ("steps", "examples", "learning_rate", "short") if key in some}
     return {"ndcg@10": statistics.fmean(scores), "sd_of_seeds": spread, "seeds": len(scores), **known, **means}
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from negatron.demo import DemoSettings
+from negatron.models.cross_encoder_training import CrossEncoderSettings
 from negatron.negatives.mixing import MixSettings
 from negatron.settings import Settings, alternatives
 from negatron.training.recipe import TrainingSettings
@@ -23,6 +24,7 @@ VERBS: dict[str, type[Settings]] = {
     "filter": RefilterSettings,
     "mix": MixSettings,
     "train": TrainingSettings,
+    "train-cross-encoder": CrossEncoderSettings,
     "evaluate": EvaluationSettings,
     "search": EncodingSettings,
     "demo": DemoSettings,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from negatron.errors import NegatronError
     from negatron.negatives.records import Negatives
     from negatron.verbs.common import load
+    from negatron.verbs.cross_encoder import train_cross_encoder
     from negatron.verbs.evaluation import compare, evaluate, search
     from negatron.verbs.negatives import explain, export, mine, mix, synthesize
     from negatron.verbs.negatives import filter_negatives as filter
@@ -43,6 +44,7 @@ PLACES = {
     "search": "negatron.verbs.evaluation",
     "synthesize": "negatron.verbs.negatives",
     "train": "negatron.verbs.training",
+    "train_cross_encoder": "negatron.verbs.cross_encoder",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "search",
     "synthesize",
     "train",
+    "train_cross_encoder",
 ]
 
 

@@ -22,6 +22,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch, check
 models_app = typer.Typer(no_args_is_help=True, help="Models: list, fetch.")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
+cache_app = typer.Typer(no_args_is_help=True, help="The cache: size, prune.")
+app.add_typer(cache_app, name="cache")
 
 DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help="A BEIR folder, a catalogue name (`negatron data list`) or a Hugging Face data set.")
@@ -264,6 +266,31 @@ def train(
     show(result, {"model": str(result.path), "fingerprint": result.fingerprint, **result.facts}, json_)
 
 
+@app.command("train-cross-encoder")
+def train_cross_encoder(
+    data: DataArgument,
+    negatives: Annotated[Path, typer.Option("--negatives", metavar="NEG", help="A negatives folder.")],
+    model: Model = "minilm",
+    split: Split = "train",
+    pairs: Annotated[int | None, typer.Option(help="Train on this many pairs, chosen by a hash of their ids.", min=1)] = None,
+    out: Out = None,
+    set_: Set = None,
+    settings: SettingsFile = None,
+    seed: Seed = 13,
+    json_: Json = False,
+) -> None:
+    """Train a cross-encoder from pairs and negatives, to be the teacher of a later mining.
+
+    Example: negatron train-cross-encoder scifact --negatives neg --out teacher
+    """
+    from negatron.models.cross_encoder_training import CrossEncoderSettings
+    from negatron.verbs.cross_encoder import train_cross_encoder as verb
+
+    chosen = CrossEncoderSettings.read(settings, set_ or [])
+    result = verb(data, negatives, model=model, split=split, out=out, settings=chosen, pairs=pairs, seed=seed)
+    show(result, result.as_json(), json_)
+
+
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="An encoder, `bm25`, several joined by + (fused), or a TREC run file.")],
@@ -465,6 +492,30 @@ def models_fetch(name: Annotated[str, typer.Argument(metavar="NAME")], json_: Js
 
     place = catalog.fetch_model(name)
     show(place, {"path": str(place)}, json_)
+
+
+@cache_app.command("size")
+def cache_size(json_: Json = False) -> None:
+    """What the cache holds, by kind. Example: negatron cache size."""
+    from negatron.verbs.cache import size
+
+    found = size()
+    show(found, found.as_json(), json_)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    max_size: Annotated[str | None, typer.Option("--max-size", help="Remove the least recently used until no more stays: 10GB.")] = None,
+    older_than: Annotated[str | None, typer.Option("--older-than", help="Remove what was not used for so long: 30d, 12h.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only these; by default all that can be made or fetched again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove what was used longest ago; never what a running command uses. Example: negatron cache prune --max-size 10GB --dry-run."""
+    from negatron.verbs.cache import prune
+
+    result = prune(max_size=max_size, older_than=older_than, kinds=kind or [], dry_run=dry_run)
+    show(result, result.as_json(), json_)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

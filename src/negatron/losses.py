@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from negatron.errors import NegatronError, SettingError, nearest
 from negatron.training.columns import Layout, targets_of_columns
 from negatron.training.gathered import Processes
-from negatron.training.gradients import Again, Chunk, Kept, Side, Tower, how_many_fit, what_is_kept
+from negatron.training.gradients import Again, Chunk, Kept, Side, Tower, first_passes, how_many_fit, what_is_kept
 from negatron.training.losses import Direction, GuideVectors, HardnessOf, InfoNCE, Targets, TeacherScores
 from negatron.training.objectives import CausalNegRegulariser, KLDistillation, MarginMSE, Matryoshka, Objective
 from negatron.training.tokenised import Column, Padding, Rows
@@ -50,6 +50,8 @@ __all__ = [
 
 SHARPEST = 100.0
 """Largest inverse of a learnt temperature, as in CLIP (Radford et al. 2021, arXiv 2103.00020), unless it begins above."""
+LEAST = {"chunk_tokens": 1, "chunk_size": 1, "keep_tokens": 0, "keep_product_tokens": 0}
+"""The options that decide over memory and speed, and the least that each may be."""
 THEIR_WORDS = {
     "scale": "temperature = 1 / scale",
     "similarity_fct": "nothing: the cosine is what is compared",
@@ -192,22 +194,14 @@ class TiledInfoNCE(nn.Module):
         """
         super().__init__()
         self.options = options_of(temperature, options)
-        at_least = {"chunk_tokens": 1, "chunk_size": 1, "keep_tokens": 0, "keep_product_tokens": 0}
-        given = {
-            "chunk_tokens": chunk_tokens,
-            "chunk_size": chunk_size,
-            "keep_tokens": keep_tokens,
-            "keep_product_tokens": keep_product_tokens,
-        }
-        for name, least in at_least.items():
-            limit = given[name]
-            if limit is not None and limit < least:
-                raise SettingError(f"{name} = {limit}: expected {least} or more")
         if self.options.guided != (guide is not None):
             raise SettingError("a guide and a guide margin need each other: give guide and guide_absolute_margin or guide_relative_margin")
         self.model = model
         self.chunk_tokens, self.chunk_size = chunk_tokens, chunk_size
         self.keep_tokens, self.keep_product_tokens = keep_tokens, keep_product_tokens
+        for name, least in LEAST.items():
+            if (limit := getattr(self, name)) is not None and limit < least:
+                raise SettingError(f"{name} = {limit}: expected {least} or more")
         self.exclude_copies, self.in_batch_negatives = exclude_copies, in_batch_negatives
         self.gather_across_devices = gather_across_devices
         self.sharpening = nn.Parameter(torch.zeros(())) if learn_temperature else None
@@ -235,9 +229,8 @@ class TiledInfoNCE(nn.Module):
             raise NegatronError(f"columns of {found} rows; expected queries, positives and any number of negatives, of equally many rows")
         sides = [Rows.of(some) for some in (columns[:1], columns[1:])]
         encoded = self.encoded(encoder, sides)
-        layout = Layout.of(
-            *sides, exclude_copies=self.exclude_copies, in_batch=self.in_batch_negatives, processes=self.processes(gathers=True)
-        )
+        processes = self.processes() if self.gather_across_devices else None
+        layout = Layout.of(*sides, exclude_copies=self.exclude_copies, in_batch=self.in_batch_negatives, processes=processes)
         guide = None if self.guide is None else GuideVectors(*layout.picked(*(self.guide.vectors(encoder, rows, self) for rows in sides)))
         batch = Scored(layout, guide, self.log_inverse_temperature())
         if not torch.is_grad_enabled():
@@ -290,9 +283,9 @@ class TiledInfoNCE(nn.Module):
         if wrapper is not None and wrapper.require_backward_grad_sync and (processes := self.processes()) is not None:
             average_gradients(processes)
 
-    def processes(self, *, gathers: bool = False) -> Processes | None:
-        """Those that run together, None where this one is alone; for gathering only where that is asked for."""
-        return None if gathers and not self.gather_across_devices else Processes.now(self.model.parameters())
+    def processes(self) -> Processes | None:
+        """Those that run together; None where this one is alone."""
+        return Processes.now(self.model.parameters())
 
     def log_inverse_temperature(self) -> Tensor | None:
         """A scalar whose gradient is that of `sharpening`; None where the temperature is not learnt."""
@@ -310,15 +303,7 @@ class TiledInfoNCE(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """All options, for the model card."""
-        own = (
-            "chunk_tokens",
-            "chunk_size",
-            "keep_tokens",
-            "keep_product_tokens",
-            "exclude_copies",
-            "in_batch_negatives",
-            "gather_across_devices",
-        )
+        own = (*LEAST, "exclude_copies", "in_batch_negatives", "gather_across_devices")
         return {
             **asdict(self.options),
             **{name: getattr(self, name) for name in own},
@@ -405,11 +390,12 @@ class Encoded:
         graphs = len(chunks) if keep_tokens is None else how_many_fit(padded, keep_tokens)
         learning = torch.is_grad_enabled()
         keeps = what_is_kept(padded, graphs if learning else 0, product_tokens if learning else 0)
-        passes = [chunk.first_pass(keep) for chunk, keep in zip(chunks, keeps, strict=True)]
-        torch.clear_autocast_cache()  # weights cast without a graph would be used again by the second pass, which then learns nothing
-        vectors = [part for part, _ in passes]
-        tables = tuple(torch.cat([side.table(chunks, vectors) for side in table]) for table in sides)
-        return cls(tables, sides, chunks, [way for _, way in passes])
+        every = [side for table in sides for side in table]
+        parts, ways = first_passes(every, chunks, keeps)
+        torch.clear_autocast_cache()  # assumed of older torch, not so in 2.13: a weight cast without a graph is used again
+        in_turn = iter(parts)
+        tables = tuple(torch.cat([next(in_turn) for _ in table]) for table in sides)
+        return cls(tables, sides, chunks, ways)
 
     def push(self, gradients: Sequence[Tensor]) -> None:
         """Adds to the parameters' gradients what the gradients [U, D] at the tables ask for; those with a graph first, to be rid of it."""

@@ -95,7 +95,7 @@ def of_two(still_encoder, tmp_path_factory):
     place = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*command, str(still_encoder), str(place)], capture_output=True, text=True, timeout=240, env=environment)
+    ended = subprocess.run([*command, str(still_encoder), str(place)], capture_output=True, text=True, timeout=900, env=environment)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return {kind: place / kind for kind in KINDS}
 

@@ -100,7 +100,7 @@ def one_thread():
 def killed(tiny_encoder, tmp_path_factory):
     """kind -> the folder of a training that a real SIGKILL ended in the middle of its second epoch."""
     place = tmp_path_factory.mktemp("killed")
-    ended = subprocess.run([sys.executable, __file__, str(tiny_encoder), str(place)], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, __file__, str(tiny_encoder), str(place)], capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.split() == [f"{kind}:{-signal.SIGKILL}" for kind in KINDS]
     return {kind: place / kind for kind in KINDS}

@@ -66,8 +66,8 @@ def test_two_looks_at_the_same_folder_give_the_same_fingerprint(tiny_encoder: Pa
 def test_encoding_together_gives_what_each_text_alone_gives(tiny_encoder: Path) -> None:
     from negatron.models.encoder import SentenceEncoder
 
-    check_encoder(SentenceEncoder(tiny_encoder, precision="fp32", batch_size=2), TEXTS, tolerance=1e-5)
-    check_encoder(SentenceEncoder(tiny_encoder, precision="bf16", batch_size=2), TEXTS, tolerance=1e-2)
+    check_encoder(SentenceEncoder(tiny_encoder, precision="fp32", batch_tokens=16), TEXTS, tolerance=1e-5)
+    check_encoder(SentenceEncoder(tiny_encoder, precision="bf16", batch_tokens=16), TEXTS, tolerance=1e-2)
 
 
 def test_rows_belong_to_texts_whatever_their_length_and_repetition(tmp_path: Path) -> None:

@@ -4,8 +4,19 @@ import pytest
 
 from negatron.conformance import check_filter
 from negatron.errors import SettingError
-from negatron.negatives.filters import AbsoluteMargin, FilterSettings, KnownPositive, NearCopy, RelativeMargin, SameText, chain, judge
-from negatron.types import Candidate, Document, Origin, Positive, Query
+from negatron.negatives.bounds import RankWindow, ScoreRange, TeacherThreshold
+from negatron.negatives.copies import NearCopy, SameText
+from negatron.negatives.filters import (
+    AbsoluteMargin,
+    FilterSettings,
+    KnownPositive,
+    MinedFilterSettings,
+    RelativeMargin,
+    chain,
+    judge,
+    judge_again,
+)
+from negatron.types import Candidate, Document, Judged, JudgedQuery, Origin, Positive, Query, Verdict
 
 QUERY = Query("q", "how do cells divide")
 ANSWER = Document("d1", "Mitosis splits the nucleus before the body of the cell separates in two equal halves.", "Cells")
@@ -101,3 +112,94 @@ def test_every_filter_setting_has_an_effect(change: str, rule: str) -> None:
     everything = FilterSettings(near_copy=0.9, relative_margin=0.05, absolute_margin=0.1)
     without = everything.model_copy(update={change: None})
     assert {f.name for f in chain(everything)} - {f.name for f in chain(without)} == {rule}
+
+
+def found(id_: str, *ranks: tuple[str, int | None], score: float | None = None) -> Candidate:
+    return Candidate("q", Document(id_, id_), tuple(Origin(source, "m", rank=rank) for source, rank in ranks), score)
+
+
+def test_the_rank_window_counts_the_best_rank_of_any_source() -> None:
+    candidates = [
+        found("a", ("bm25", 1)),
+        found("b", ("bm25", 10)),
+        found("c", ("bm25", 30), ("dense", 2)),
+        found("d", ("bm25", 51), ("dense", 50)),
+        found("e", ("dense", 51)),
+        found("f", ("random", 1)),
+        found("g", ("random", 1), ("bm25", 3)),
+        found("h", ("imported", None)),
+    ]
+    assert kept(RankWindow(10, 50), [Positive(ANSWER)], candidates) == [False, True, False, True, False, True, False, True]
+    assert kept(RankWindow(None, 50), [Positive(ANSWER)], candidates) == [True, True, True, True, False, True, True, True]
+    verdicts = RankWindow(10, 50).judge(QUERY, [Positive(ANSWER)], candidates)
+    assert [(v.measured, v.limit) for v in verdicts[:5]] == [(1, 10), (10, 10), (2, 10), (50, 50), (51, 50)]
+    assert verdicts[0].detail == "rank from 10 to 50"
+
+
+def test_the_rank_window_is_by_retrieval_whatever_the_other_filters_do() -> None:
+    """The first two are rejected by other rules; the third keeps its rank 3 and is not the first of what is left."""
+    candidates = [candidate("d1", "x"), candidate("c", ANSWER.text), candidate("e", "some other text")]
+    ranked = [Candidate("q", c.document, (Origin("bm25", "m", rank=n),)) for n, c in enumerate(candidates, 1)]
+    rules = chain(MinedFilterSettings(relative_margin=None, rank_from=3))
+    assert [j.verdicts[-1].rule for j in judge(rules, QUERY, [Positive(ANSWER)], ranked)] == ["known positive", "same text", "rank window"]
+    assert [j.kept for j in judge(rules, QUERY, [Positive(ANSWER)], ranked)] == [False, False, True]
+
+
+def test_the_score_range_holds_both_bounds() -> None:
+    candidates = [candidate(str(n), str(n), score) for n, score in enumerate((-0.1, 0.0, 0.5, 0.7, 0.71))]
+    assert kept(ScoreRange(0.0, 0.7), [Positive(ANSWER, 0.9)], candidates) == [False, True, True, True, False]
+    assert kept(ScoreRange(None, 0.5), [], candidates) == [True, True, True, False, False]
+    with pytest.raises(SettingError, match="needs teacher scores"):
+        ScoreRange(None, 0.5).judge(QUERY, [], [candidate("a", "a")])
+
+
+def test_a_teachers_threshold_marks_what_looks_positive() -> None:
+    candidates = [candidate(str(n), str(n), score) for n, score in enumerate((0.05, 0.1, 0.5, 0.9, 0.95))]
+    verdicts = TeacherThreshold(0.1, 0.9).judge(QUERY, [Positive(ANSWER, 0.99)], candidates)
+    assert [v.kept for v in verdicts] == [True, False, False, False, False]
+    assert [v.detail for v in verdicts] == ["", "", "", "", "pseudo-positive"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rank_from": 9, "rank_to": 3}, "rank_from = 9 lies above rank_to = 3"),
+        ({"min_score": 0.5, "max_score": 0.4}, "min_score = 0.5 lies above max_score = 0.4"),
+        ({"negative_below": 0.5, "positive_above": 0.4}, "positive_above = 0.4 lies below negative_below = 0.5"),
+    ],
+)
+def test_a_range_that_holds_nothing_is_refused(given: dict, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        MinedFilterSettings.checked(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"rank_from": 5}, "rank window"),
+        ({"rank_to": 5}, "rank window"),
+        ({"min_score": 0.1}, "score range"),
+        ({"max_score": 0.7}, "score range"),
+        ({"negative_below": 0.1}, "teacher threshold"),
+    ],
+)
+def test_a_rule_is_in_the_chain_when_its_number_is_given(change: dict, rule: str) -> None:
+    usual = {f.name for f in chain(MinedFilterSettings())}
+    assert {f.name for f in chain(MinedFilterSettings(**change))} - usual == {rule}
+    off = MinedFilterSettings(relative_margin=None)
+    assert not off.needs_teacher and MinedFilterSettings(relative_margin=None, **change).needs_teacher == (rule != "rank window")
+
+
+def test_judging_again_trusts_what_was_decided_by_texts_only_under_the_same_limits() -> None:
+    """The stored verdicts are made up, so that it shows which of them are believed."""
+    rules = chain(FilterSettings(near_copy=0.9, relative_margin=0.05))
+    lies = (Verdict(True, "known positive"), Verdict(False, "same text", detail="a stored verdict"), Verdict(False, "selection", 1.0, 5.0))
+    item = JudgedQuery(QUERY, (Positive(ANSWER, 0.8),), (Judged(candidate("e", "far away", 0.1), lies),))
+    (trusting,) = judge_again([item], rules, trust_texts=True)
+    assert trusting.judged[0].verdicts == lies[:2], "and the choice is forgotten"
+    (anew,) = judge_again([item], rules)
+    assert [v.rule for v in anew.judged[0].verdicts] == ["known positive", "same text", "near copy", "relative margin"]
+    near = (Verdict(True, "known positive"), Verdict(True, "same text"), Verdict(False, "near copy", 0.7, 0.6))
+    stricter = JudgedQuery(QUERY, item.positives, (Judged(item.judged[0].candidate, near),))
+    (moved,) = judge_again([stricter], rules, trust_texts=True)
+    assert moved.judged[0].kept and moved.judged[0].verdicts[2].limit == 0.9, "another limit is another question"

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from negatron.identity import fingerprint
-from negatron.models.locks import building, note_use
+from negatron.models.locks import entry
 from negatron.models.words import SAMPLE, Counted, Words, count_parts, detect_language
 from negatron.progress import Meter
 from negatron.seams import Float32Array
 from negatron.settings import Settings
-from negatron.store import begin, write_json
+from negatron.store import write_json
 from negatron.types import Document, Query, ScoredDocument
 
 POSTINGS_AT_A_TIME = 4_000_000
@@ -58,7 +58,9 @@ class BM25Searcher:
         self.settings = settings or BM25Settings()
         self.documents = sorted(documents, key=lambda d: d.id)
         self.folder = folder
-        language = detect_language([d.content for d in self.documents[:SAMPLE]]) if self.settings.language == "auto" else self.settings.language
+        language = (
+            detect_language([d.content for d in self.documents[:SAMPLE]]) if self.settings.language == "auto" else self.settings.language
+        )
         self.words = Words(language)
         self.fingerprint = fingerprint("bm25.v2", corpus_fingerprint, self.settings.k1, self.settings.b, self.words.maker)
 
@@ -67,17 +69,15 @@ class BM25Searcher:
         """The index of all documents, in the order of `documents`."""
         contents = [document.content for document in self.documents]
         if self.folder is None:
-            with tempfile.TemporaryDirectory(prefix="negatron-bm25-") as place:
-                build(Path(place), self.words, contents, self.settings)
-                return Index.open(Path(place), in_memory=True)
+            with tempfile.TemporaryDirectory(prefix="negatron-bm25-") as passing:
+                build(Path(passing), self.words, contents, self.settings)
+                return Index.open(Path(passing), in_memory=True)
         place = self.folder / self.fingerprint
-        with building(place, "the BM25 index of the same corpus"):
-            note_use(place)
-            inputs = {"index": self.fingerprint, "documents": len(contents)}
-            with begin(place, kind="bm25", inputs=inputs) as work:
-                if work.finished is None:
-                    build(work.path, self.words, contents, self.settings)
-                    work.finish()
+        inputs = {"index": self.fingerprint, "documents": len(contents)}
+        with entry(place, kind="bm25", inputs=inputs, what="the BM25 index of the same corpus") as work:
+            if work.finished is None:
+                build(work.path, self.words, contents, self.settings)
+                work.finish()
         return Index.open(place)
 
     def search(self, queries: Sequence[Query], k: int) -> Iterator[Sequence[ScoredDocument]]:
@@ -125,8 +125,7 @@ class Index:
         from scipy.sparse import csr_matrix
 
         terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
-        mode = None if in_memory else "r"
-        weights, rows = (np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("weights", "rows"))
+        weights, rows = (np.load(folder / f"{name}.npy", mmap_mode=None if in_memory else "r") for name in ("weights", "rows"))
         shape = (len(terms), len(np.load(folder / "lengths.npy", mmap_mode="r")))
         matrix = csr_matrix((weights, rows, np.load(folder / "starts.npy")), shape=shape, copy=False)
         return cls({term: place for place, term in enumerate(terms)}, matrix)
@@ -194,7 +193,7 @@ def join(folder: Path, parts: Sequence[tuple[range, Path]], documents: int, sett
         part = Counted.load(path)
         numbers, counts = numbered(vocabulary, part.terms), np.diff(part.starts)
         places = np.repeat(free[numbers] - part.starts[:-1], counts) + np.arange(len(part.rows))
-        document = part.rows + own.start
+        document = (part.rows + own.start).astype(np.int32)
         rows[places] = document
         weights[places] = lucene.weights(np.repeat(numbers, counts), document, part.counts)
         free[numbers] += counts
@@ -229,7 +228,7 @@ class Lucene:
         mean = lengths.mean() if len(lengths) and lengths.any() else 1.0
         return cls(inverse[place], settings.k1 * ((1 - settings.b) + settings.b * lengths / mean))
 
-    def weights(self, words: NDArray[np.int64], documents: NDArray[np.int64], counts: NDArray[np.int32]) -> Float32Array:
+    def weights(self, words: NDArray[np.int64], documents: NDArray[np.int32], counts: NDArray[np.int32]) -> Float32Array:
         """[m] what each word adds to the score of each document."""
         own: Float32Array = (self.inverse[words] * (counts / (self.saturation[documents] + counts))).astype(np.float32)
         return own

@@ -16,6 +16,7 @@ import numpy as np
 
 from negatron.errors import MissingExtra, NegatronError, SettingError
 from negatron.identity import file_sha256, fingerprint
+from negatron.models.locks import note_use
 from negatron.models.precision import autocast, choose_precision
 from negatron.seams import Float32Array
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 IDENTITY_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".py"})
 """Files of a model folder that can change a vector: settings, weights, vocabularies, custom modules. Not cards and logs."""
+
+TOKENS_AT_A_TIME = {"cpu": 4096}
+"""Device -> tokens in a batch: what a CPU's caches like. Measured for MiniLM on a Zen 4 core: docs/search.md."""
+MANY_TOKENS = 32_768
+"""The same for accelerators, which must be kept busy."""
+ANY_LENGTH = 1 << 20
+"""Tokens at which a text is cut where a model knows no limit."""
 
 
 def local_folder(model: str | Path) -> Path:
@@ -72,18 +80,26 @@ class SentenceEncoder:
         model: folder, or name on the Hugging Face hub.
         max_length: tokens at which a text is cut; None = the model's own.
         precision: "auto", "fp32" or "bf16"; vectors are always returned in fp32, of unit length.
-        batch_size: texts encoded at a time; changes memory and speed, never (beyond rounding) a vector.
+        batch_tokens: tokens computed at a time, padding counted; None = what suits the device. Changes memory and speed, never (beyond
+            rounding) a vector.
 
     """
 
     def __init__(
-        self, model: str | Path, *, max_length: int | None = None, precision: str = "auto", batch_size: int = 64, device: str | None = None
+        self,
+        model: str | Path,
+        *,
+        max_length: int | None = None,
+        precision: str = "auto",
+        batch_tokens: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.folder = local_folder(model)
         self.max_length = max_length
-        self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self._device = device
         self._precision = precision
+        note_use(self.folder)
 
     @cached_property
     def model(self) -> SentenceTransformer:
@@ -119,11 +135,39 @@ class SentenceEncoder:
         return self._encode(self.model.encode_document, texts)
 
     def _encode(self, encode: Any, texts: Sequence[str]) -> Float32Array:
-        if not texts:
-            return np.zeros((0, self.model.get_embedding_dimension()), np.float32)
+        vectors = np.zeros((len(texts), self.model.get_embedding_dimension()), np.float32)
+        budget = self.batch_tokens or TOKENS_AT_A_TIME.get(self.model.device.type, MANY_TOKENS)
         with autocast(self.model.device.type, self.precision):
-            vectors = encode(list(texts), batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
-        return unit_length(vectors.float().cpu().numpy())
+            for batch in batches(self.lengths(texts), budget):
+                own = [texts[place] for place in batch]
+                made = encode(own, batch_size=len(own), convert_to_tensor=True, show_progress_bar=False)
+                vectors[batch] = made.float().cpu().numpy()
+        return unit_length(vectors)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text without its prompt, as cut; by its characters where the model has no tokenizer for texts."""
+        longest = self.model.max_seq_length or ANY_LENGTH
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if not texts or not getattr(tokenizer, "is_fast", False):
+            return [min(len(text), longest) for text in texts]
+        assert tokenizer is not None
+        found = tokenizer(list(texts), truncation=True, max_length=longest, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in found["input_ids"]]
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Places of texts to compute together, longest first: count x longest of a batch is at most `budget`, but for a single long text.
+
+    >>> batches([3, 10, 4, 2], budget=8)
+    [[1], [2, 0], [3]]
+    """
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= budget:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
 
 
 def unit_length(vectors: Float32Array) -> Float32Array:

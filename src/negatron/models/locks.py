@@ -1,7 +1,7 @@
 """Processes that share the cache: one builds a thing while others wait for it, and what is in use is not pruned.
 
-`building` lets one process at a time make an entry. The lock is the kernel's (`flock`), so a killed process gives it up by dying; the
-file beside the entry holds the owner's process id for the message.
+`entry` opens an entry that may have to be made; `building` lets one process at a time make it. The lock is the kernel's (`flock`), so a
+killed process gives it up by dying; the file beside the entry holds the owner's process id for the message.
 
 `note_use` writes an entry's path into `in-use/PID` of the cache, a file that the process keeps locked while it lives, and marks the entry
 as used now. `in_use` reads the notes of living processes; `pruning` keeps others from noting until it is done.
@@ -12,13 +12,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from negatron.errors import NegatronError
 from negatron.progress import clock, say
+from negatron.store import MANIFEST, Work, begin
 from negatron.wheels import cache_folder
 
 PATIENCE = 24 * 3600.0
@@ -106,7 +107,7 @@ def note_use(entry: Path) -> None:
 
 
 def own_notes(folder: Path) -> IO[str]:
-    """This process's file of notes, open and locked until it ends."""
+    """The file of notes of this process, open and locked until it ends."""
     place = folder / str(os.getpid())
     if place not in _notes:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,3 +145,13 @@ def in_use(cache: Path) -> set[Path]:
 def paths_in(notes: Path) -> set[Path]:
     """The entries that a file of notes names."""
     return {Path(line) for line in notes.read_text(encoding="utf-8").splitlines()}
+
+
+@contextmanager
+def entry(out: Path, *, kind: str, inputs: Mapping[str, Any], what: str) -> Iterator[Work]:
+    """`store.begin` for an entry of the cache: noted as in use, and where another process is making it, waited for."""
+    note_use(out)
+    with ExitStack() as stack:
+        if not (out / MANIFEST).is_file():
+            stack.enter_context(building(out, what))
+        yield stack.enter_context(begin(out, kind=kind, inputs=inputs))

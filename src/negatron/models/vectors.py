@@ -1,8 +1,11 @@
 """Encoded texts on disk, memory-mapped, found by what they depend on.
 
 The key of an array holds the encoder's fingerprint (weights, prompts, length, precision), the role and all texts in order, so the
-vectors of an untrained encoder can never be taken for a trained one's. Arrays are written in shards of texts of similar length; a
-killed run continues after its last whole shard.
+vectors of an untrained encoder can never be taken for a trained one's. Texts are encoded in shards of similar length, straight into the
+file; a killed run continues after its last whole shard and ends with the same bytes. A second process that wants the same vectors waits
+for the first.
+
+Nothing here holds all vectors in memory: the file is mapped, and its pages are the kernel's to drop.
 """
 
 from __future__ import annotations
@@ -10,17 +13,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from negatron.errors import NegatronError
 from negatron.identity import fingerprint, fingerprint_texts
+from negatron.models.locks import entry
 from negatron.progress import Meter
 from negatron.seams import Encoder, Float32Array
-from negatron.store import begin, write_json
+from negatron.store import write_json
 
 SHARD = 512
 """Texts encoded between two marks of progress on disk."""
+FILE = "vectors.npy"
+PROGRESS = "progress.json"
+Role = Literal["query", "document"]
 
 
 class VectorStore:
@@ -29,53 +37,60 @@ class VectorStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def encode(self, encoder: Encoder, texts: Sequence[str], role: Literal["query", "document"], label: str = "encode") -> Float32Array:
-        """[n, D] vectors of `texts`, read-only and memory-mapped; row i belongs to text i. Equal texts are encoded once."""
-        inputs = {"encoder": encoder.fingerprint, "role": role, "texts": fingerprint_texts(texts), "count": len(texts)}
-        out = self.root / fingerprint("vectors.v1", inputs)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with begin(out, kind="vectors", inputs=inputs) as work:
+    def encode(self, encoder: Encoder, texts: Sequence[str], role: Role, label: str = "encode") -> Float32Array:
+        """[n, D] vectors of `texts`, read-only and memory-mapped; row i belongs to text i. Equal texts are encoded once.
+
+        Raises NegatronError when the encoder gives a vector that is not finite, and when another process takes too long with the same.
+        """
+        inputs = key(encoder, texts, role)
+        out = self.root / fingerprint("vectors.v2", inputs)
+        with entry(out, kind="vectors", inputs=inputs, what=f"the vectors of the same {len(texts):,} texts") as work:
             if work.finished is None:
                 encode_shards(encoder, texts, role, work.path, label)
-                (work.path / "progress.json").unlink(missing_ok=True)
+                (work.path / PROGRESS).unlink(missing_ok=True)
                 work.finish()
-        distinct: Float32Array = np.load(out / "vectors.npy", mmap_mode="r")
-        rows = np.load(out / "rows.npy")
-        return distinct if np.array_equal(rows, np.arange(len(rows))) else distinct[rows]
+        vectors: Float32Array = np.load(out / FILE, mmap_mode="r" if texts else None)
+        return vectors
 
 
-def encode_shards(encoder: Encoder, texts: Sequence[str], role: str, folder: Path, label: str) -> None:
-    """Writes vectors.npy [distinct, D] and rows.npy [n] into `folder`, continuing after the last whole shard.
+def key(encoder: Encoder, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    """All that an array of vectors depends on."""
+    return {"encoder": encoder.fingerprint, "role": role, "texts": fingerprint_texts(texts), "count": len(texts)}
+
+
+def encode_shards(encoder: Encoder, texts: Sequence[str], role: Role, folder: Path, label: str) -> None:
+    """Writes vectors.npy [n, D] into `folder`, continuing after the last whole shard.
 
     Shards go from the longest texts to the shortest, so that a batch holds texts of like length and too little memory shows at once.
     """
-    distinct = list(dict.fromkeys(texts))
-    row = {text: n for n, text in enumerate(distinct)}
-    save(folder / "rows.npy", np.fromiter((row[text] for text in texts), np.int64, len(texts)))
-    order = sorted(range(len(distinct)), key=lambda n: (-len(distinct[n]), n))
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, []).append(place)
+    order = sorted(places, key=lambda text: (-len(text), places[text][0]))
     encode = encoder.encode_queries if role == "query" else encoder.encode_documents
-    progress = folder / "progress.json"
+    progress = folder / PROGRESS
     done = json.loads(progress.read_text())["done"] if progress.exists() else 0
-    vectors: np.memmap | None = np.lib.format.open_memmap(folder / "vectors.npy", mode="r+") if done else None
-    with Meter(label, len(distinct), "texts", skipped=done) as meter:
+    vectors: np.memmap | None = np.lib.format.open_memmap(folder / FILE, mode="r+") if done else None
+    with Meter(label, len(order), "texts", skipped=done) as meter:
         for start in range(done, len(order), SHARD):
             shard = order[start : start + SHARD]
-            made = encode([distinct[n] for n in shard])
+            made = finite(encode(shard), shard)
             if vectors is None:
-                vectors = np.lib.format.open_memmap(
-                    folder / "vectors.npy", mode="w+", dtype=np.float32, shape=(len(distinct), made.shape[1])
-                )
-            vectors[shard] = made
+                vectors = np.lib.format.open_memmap(folder / FILE, mode="w+", dtype=np.float32, shape=(len(texts), made.shape[1]))
+            rows = [place for text in shard for place in places[text]]
+            vectors[rows] = np.repeat(made, [len(places[text]) for text in shard], axis=0)
             vectors.flush()
             write_json(progress, {"done": start + len(shard)})
             meter.advance(len(shard))
     if vectors is None:
-        save(folder / "vectors.npy", encode([]))
+        np.save(folder / FILE, encode([]))
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    """np.save, whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        np.save(file, array)
-    beside.replace(path)
+def finite(vectors: Float32Array, texts: Sequence[str]) -> Float32Array:
+    """The vectors. Raises NegatronError for one that is not finite: no score could be compared with its scores."""
+    if not np.isfinite(vectors).all():
+        broken = texts[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
+        raise NegatronError(
+            f"the encoder gives a vector that is not finite for {broken[:80]!r}; its weights are damaged, or use precision = fp32"
+        )
+    return vectors

@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -56,7 +57,8 @@ LEAST_SHARE_OF_STOP_WORDS = 0.15
 
 # Lucene's list, the one that bm25s calls "english"; a test holds them equal
 ENGLISH_STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with".split()
+    "a an and are as at be but by for if in into is it no not of on or such "  # noqa: SIM905 - a list of words reads better as words
+    "that the their then there these they this to was will with".split()
 )
 STOP_LISTS = {
     "danish": "STOPWORDS_DANISH",
@@ -125,7 +127,7 @@ def share(words: Sequence[str], among: frozenset[str]) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """How often each word stands in each of n texts, by words: text `rows[i]` holds word t `counts[i]` times for starts[t] <= i < starts[t+1].
+    """How often each word stands in each of n texts: text rows[i] holds word t counts[i] times, for starts[t] <= i < starts[t + 1].
 
     terms: the words, in the order in which the texts first use them. starts [terms + 1] int64, rows [m] int32 ascending within a word,
     counts [m] int32. lengths [n] int64: words of each text, copies counted.
@@ -229,7 +231,7 @@ def any_words(text: str) -> list[str]:
     words: list[str] = []
     for word in ANY_WORD.findall(text.lower()):
         if len(word) > 1 and IS_UNSPACED.match(word):
-            words += map("".join, zip(word, word[1:], strict=False))
+            words += map("".join, pairwise(word))
         else:
             words.append(word)
     return words

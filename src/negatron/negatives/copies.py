@@ -125,9 +125,12 @@ class Seen:
 
     def add(self, name: str, text: str) -> None:
         """Remembers a text under a name."""
-        own = sketch(text, self.limit)
+        own, places, number = sketch(text, self.limit), self._places, len(self._texts)
         for hashed in own.prefix:
-            self._places.setdefault(hashed, []).append(len(self._texts))
+            if hashed in places:
+                places[hashed].append(number)
+            else:
+                places[hashed] = [number]
         self._texts.append((name, text, own.size))
 
     def closest(self, text: str) -> tuple[float, str]:

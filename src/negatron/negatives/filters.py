@@ -1,33 +1,29 @@
 """Rules that keep false negatives out, each with the number it judged by. They read values only: scores are on the candidates.
 
 A chain is a tuple of filters, asked in order; a candidate that one rejects is not shown to the next, so its last verdict says why it
-went. Moving a limit is judging the stored candidates again: no model is asked. The rules that compare texts are in `copies`.
+went. Moving a limit is judging the stored candidates again: no model is asked.
 
-    known positive, same text, near copy          by ids and texts
-    rank window                                   by the rank in the list of the source that found it
+    known positive, same text, near copy          by ids and texts (the last two in `copies`)
     absolute margin, relative margin              by the teacher's scores, against a positive of the query
-    score range, teacher threshold                by the teacher's score alone
+    rank window, score range, teacher threshold   by one number between two (in `bounds`)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import median_low
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from negatron.errors import SettingError
+from negatron.negatives.bounds import RankWindow, ScoreRange, TeacherThreshold, teacher_score
 from negatron.negatives.copies import NearCopy, SameText
 from negatron.seams import Filter
 from negatron.settings import Settings
 from negatron.types import Candidate, Judged, JudgedQuery, Positive, Query, Verdict
-
-UNRANKED = frozenset({"random", "synthetic"})
-"""Sources whose rank is the order of drawing or writing and says nothing of relevance."""
-PSEUDO_POSITIVE = "pseudo-positive"
-"""What the detail of a verdict says of a candidate that the teacher takes for a positive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,42 +38,8 @@ class KnownPositive:
         return [Verdict(candidate.document.id not in known, self.name) for candidate in candidates]
 
 
-def within(value: float, lowest: float | None, highest: float | None, rule: str, unit: str) -> Verdict:
-    """Keeps lowest <= value <= highest; the limit in the verdict is the bound that is broken, else the nearest one there is.
-
-    >>> within(3.0, 10, 50, "rank window", "rank")
-    Verdict(kept=False, rule='rank window', measured=3.0, limit=10.0, detail='rank from 10 to 50')
-    """
-    too_low = lowest is not None and value < lowest
-    too_high = highest is not None and value > highest
-    bounds = [float(bound) for bound in (lowest, highest) if bound is not None]
-    limit = bounds[0] if too_low else bounds[-1] if too_high else min(bounds, key=lambda bound: abs(bound - value))
-    sides = [f"{word} {bound:g}" for word, bound in (("from", lowest), ("to", highest)) if bound is not None]
-    return Verdict(not too_low and not too_high, rule, value, limit, " ".join((unit, *sides)))
-
-
-@dataclass(frozen=True, slots=True)
-class RankWindow:
-    """Keeps candidates whose best rank in the list of any source lies in first..last, both included and either left open.
-
-    The rank is the retrieval's: known positives and what other filters reject count. A candidate that one source has at the top is
-    suspect however low another one has it, so its best rank decides. "Shifted by N" of NV-Retriever (arXiv 2407.15831, best N = 10) is
-    first = N + 1. What only a source without ranks found (random, written) is kept.
-    """
-
-    first: int | None
-    last: int | None
-    name: str = "rank window"
-
-    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
-        """By the ranks of the origins."""
-        return [self._verdict(candidate) for candidate in candidates]
-
-    def _verdict(self, candidate: Candidate) -> Verdict:
-        ranks = [origin.rank for origin in candidate.origins if origin.rank is not None and origin.source not in UNRANKED]
-        return within(float(min(ranks)), self.first, self.last, self.name, "rank") if ranks else Verdict(True, self.name)
-
-
+BY_TEXT = (KnownPositive, SameText, NearCopy)
+"""Rules that decide by ids and texts alone."""
 AGAINST: Mapping[str, Callable[[list[float]], float]] = {"lowest": min, "median": median_low, "highest": max}
 """Which of a query's positives a margin is measured from."""
 
@@ -91,16 +53,6 @@ def reference_score(positives: Sequence[Positive], against: str, rule: str) -> f
             "mine with a teacher (--model or --cross-encoder), or turn the filter off"
         )
     return AGAINST[against](scores)
-
-
-def teacher_score(candidate: Candidate, rule: str) -> float:
-    """The candidate's teacher score. Raises SettingError when it has none."""
-    if candidate.teacher_score is None:
-        raise SettingError(
-            f"the filter {rule!r} needs teacher scores, and candidate {candidate.document.id} of query {candidate.query_id} has none; "
-            "mine with a teacher (--model or --cross-encoder), or turn the filter off"
-        )
-    return candidate.teacher_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,45 +88,6 @@ class AbsoluteMargin:
         limit = reference_score(positives, self.against, self.name) - self.margin
         scores = [teacher_score(candidate, self.name) for candidate in candidates]
         return [Verdict(score < limit, self.name, score, limit) for score in scores]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRange:
-    """Keeps lowest <= s(q, d-) <= highest, either left open: TopK-Abs of NV-Retriever (arXiv 2407.15831) is highest = 0.7.
-
-    The numbers mean something under one teacher only: unrelated texts have a cosine of about 0.05 in MiniLM and 0.75 in E5.
-    """
-
-    lowest: float | None
-    highest: float | None
-    name: str = "score range"
-
-    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
-        """By teacher scores. Raises SettingError when one is missing."""
-        scores = [teacher_score(candidate, self.name) for candidate in candidates]
-        return [within(score, self.lowest, self.highest, self.name, "score") for score in scores]
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherThreshold:
-    """Keeps what a cross-encoder is sure is irrelevant: probability < negative_below.
-
-    RocketQA (arXiv 2010.08191) takes negatives below 0.1 and *adds* candidates above 0.9 to the positives; here the latter are only
-    marked in the verdict and counted. Scores must be probabilities, which those of a bi-encoder are not.
-    """
-
-    negative_below: float
-    positive_above: float
-    name: str = "teacher threshold"
-
-    def judge(self, query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> list[Verdict]:
-        """By teacher scores. Raises SettingError when one is missing."""
-        scores = [teacher_score(candidate, self.name) for candidate in candidates]
-        marks = [PSEUDO_POSITIVE if score > self.positive_above else "" for score in scores]
-        return [
-            Verdict(score < self.negative_below, self.name, score, self.negative_below, mark)
-            for score, mark in zip(scores, marks, strict=True)
-        ]
 
 
 class FilterSettings(Settings):
@@ -273,10 +186,19 @@ def chain(settings: FilterSettings) -> tuple[Filter, ...]:
     return tuple(filters)
 
 
-def judge(filters: Sequence[Filter], query: Query, positives: Sequence[Positive], candidates: Sequence[Candidate]) -> tuple[Judged, ...]:
-    """Every candidate with its verdicts, in the order given; a rejected one is not shown to later filters."""
-    verdicts: list[list[Verdict]] = [[] for _ in candidates]
-    open_rows = list(range(len(candidates)))
+def judge(
+    filters: Sequence[Filter],
+    query: Query,
+    positives: Sequence[Positive],
+    candidates: Sequence[Candidate],
+    so_far: Sequence[Sequence[Verdict]] | None = None,
+) -> tuple[Judged, ...]:
+    """Every candidate with its verdicts, in the order given; a rejected one is not shown to later filters.
+
+    `so_far`: the verdicts that each has already; those of the filters are put behind them.
+    """
+    verdicts: list[list[Verdict]] = [[] for _ in candidates] if so_far is None else [list(own) for own in so_far]
+    open_rows = [row for row, own in enumerate(verdicts) if all(verdict.kept for verdict in own)]
     for rule in filters:
         made = rule.judge(query, positives, [candidates[row] for row in open_rows])
         for row, verdict in zip(open_rows, made, strict=True):
@@ -285,7 +207,37 @@ def judge(filters: Sequence[Filter], query: Query, positives: Sequence[Positive]
     return tuple(Judged(candidate, tuple(own)) for candidate, own in zip(candidates, verdicts, strict=True))
 
 
-def judge_again(items: Iterable[JudgedQuery], filters: Sequence[Filter]) -> Iterable[JudgedQuery]:
-    """Stored queries judged anew from their stored scores; earlier verdicts are dropped."""
+def judge_again(items: Iterable[JudgedQuery], filters: Sequence[Filter], *, trust_texts: bool = False) -> Iterable[JudgedQuery]:
+    """Stored queries judged anew from their stored scores; earlier verdicts are dropped.
+
+    `trust_texts`: what the leading rules that compare ids and texts decided stays where it was decided under the same limits, since texts
+    do not change; it is most of the work. Not for a mixture: its parts were never compared with each other.
+    """
+    leading = list(takewhile(lambda rule: isinstance(rule, BY_TEXT), filters)) if trust_texts else []
     for item in items:
-        yield JudgedQuery(item.query, item.positives, judge(filters, item.query, item.positives, [j.candidate for j in item.judged]))
+        stored = [verdicts_of(leading, judged.verdicts) for judged in item.judged]
+        so_far = [own for own in stored if own is not None]
+        known = len(so_far) == len(stored)
+        rules = filters[len(leading) :] if known else filters
+        candidates = [judged.candidate for judged in item.judged]
+        yield JudgedQuery(item.query, item.positives, judge(rules, item.query, item.positives, candidates, so_far if known else None))
+
+
+def verdicts_of(rules: Sequence[Filter], verdicts: Sequence[Verdict]) -> list[Verdict] | None:
+    """A candidate's stored verdicts under these rules, up to the first rejection; None where it was judged otherwise.
+
+    >>> stored = [Verdict(True, "same text"), Verdict(False, "near copy", 0.95, 0.9), Verdict(True, "mix")]
+    >>> [verdict.rule for verdict in verdicts_of([SameText(), NearCopy(0.9)], stored)]
+    ['same text', 'near copy']
+    >>> verdicts_of([SameText(), NearCopy(0.8)], stored) is None
+    True
+    """
+    found: list[Verdict] = []
+    for number, rule in enumerate(rules):
+        verdict = verdicts[number] if number < len(verdicts) else None
+        if verdict is None or (verdict.rule, verdict.limit) != (rule.name, getattr(rule, "limit", None)):
+            return None
+        found.append(verdict)
+        if not verdict.kept:
+            break
+    return found

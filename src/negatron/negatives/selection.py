@@ -26,7 +26,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from negatron.negatives.filters import MinedFilterSettings, reference_score, teacher_score
+from negatron.negatives.bounds import teacher_score
+from negatron.negatives.filters import MinedFilterSettings, reference_score
 from negatron.types import Judged, JudgedQuery, Positive, Verdict
 
 SELECTION, RESERVE = "selection", "reserve"

@@ -1,14 +1,12 @@
-"""What is in a negatives folder, in numbers: counts by source and rule, scores, shortage, and two signs of false negatives.
+"""What is in a negatives folder, in numbers: counts by source and rule, scores, shortage, and an estimate of false negatives.
 
 `Summary.add` takes one query after another and keeps counts and 4 bytes a score; `as_json` gives plain values for the manifest;
 `in_words` makes the table of these values that `negatron mine` ends with.
 
-Neither sign says how many of the negatives are false, which only a person or a judge who reads them could:
-
-    suspects  kept negatives that the teacher scores at least as high as the weakest known positive of their query. What the teacher
-              takes for false, not what it overlooks; 0 by construction where a query has one positive and a margin is on
-    sieve     one known positive of each query that has several, treated as unknown: how often the filters would have let it
-              through as a negative. Measured only among known positives that a source found; unknown ones may differ
+**The estimate.** `Sieve` treats one known positive of each query that has several as if it were unknown, and looks whether the filters
+let it through and whether it would have been chosen. If there are as many unknown positives among the candidates as known ones, and
+they fare alike, then (chosen / hidden) x (known positives among the candidates) of the kept negatives are false. Neither is known: with
+twice as many unknown ones the share doubles, and it says nothing of queries with one positive. Only a judge who reads them could tell.
 """
 
 from __future__ import annotations
@@ -21,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from negatron.identity import fingerprint
-from negatron.negatives.filters import PSEUDO_POSITIVE, judge
-from negatron.negatives.selection import DROPPED, RESERVE
+from negatron.identity import fingerprint, stream
+from negatron.negatives.bounds import PSEUDO_POSITIVE
+from negatron.negatives.filters import judge
+from negatron.negatives.selection import DROPPED, RESERVE, SelectionSettings, choose
 from negatron.seams import Filter
 from negatron.types import Judged, JudgedQuery
 
@@ -34,11 +33,19 @@ QUARTILES = (0, 25, 50, 75, 100)
 
 @dataclass
 class Sieve:
-    """Counts how many known positives, hidden one at a time, the filters would let through as negatives."""
+    """Counts what would have become of known positives, hidden one at a time.
+
+    `known`: known positives among the candidates, of queries with several; `hidden`: how many were hidden; of these `let_through` pass
+    the filters, and `chosen` would be negatives.
+    """
 
     filters: Sequence[Filter]
+    selection: SelectionSettings
+    seed: int = 0
+    known: int = 0
     hidden: int = 0
     let_through: int = 0
+    chosen: int = 0
 
     def watch(self, items: Iterable[JudgedQuery]) -> Iterator[JudgedQuery]:
         """The items, passed on as they are."""
@@ -47,20 +54,35 @@ class Sieve:
             yield item
 
     def add(self, item: JudgedQuery) -> None:
-        """Hides one known positive that a source found, drawn by a hash of ids, and asks the filters what they make of it."""
+        """Hides one known positive that a source found, drawn by a hash of ids."""
         known = {positive.document.id for positive in item.positives}
-        found = [judged.candidate for judged in item.judged if judged.candidate.document.id in known]
-        if len(known) < 2 or not found:
+        rows = [row for row, judged in enumerate(item.judged) if judged.candidate.document.id in known]
+        if len(known) < 2 or not rows:
             return
-        hidden = min(found, key=lambda candidate: fingerprint("sieve", item.query.id, candidate.document.id))
-        others = [positive for positive in item.positives if positive.document.id != hidden.document.id]
-        (verdict,) = judge(self.filters, item.query, others, [hidden])
+        names = {row: item.judged[row].candidate.document.id for row in rows}
+        row = min(rows, key=lambda row: fingerprint("sieve", item.query.id, names[row]))
+        others = tuple(positive for positive in item.positives if positive.document.id != names[row])
+        (judged,) = judge(self.filters, item.query, others, [item.judged[row].candidate])
+        self.known += len(rows)
         self.hidden += 1
-        self.let_through += verdict.kept
+        self.let_through += judged.kept
+        if judged.kept:
+            company = (*item.judged[:row], judged, *item.judged[row + 1 :])
+            chosen = choose(JudgedQuery(item.query, others, company), self.selection, stream(self.seed, "select", item.query.id))
+            self.chosen += chosen.judged[row].kept
 
     def as_json(self) -> dict[str, int]:
         """Plain values, for a manifest."""
-        return {"hidden": self.hidden, "let_through": self.let_through}
+        return {"known": self.known, "hidden": self.hidden, "let_through": self.let_through, "chosen": self.chosen}
+
+
+def estimated_false(sieve: Mapping[str, int]) -> float:
+    """How many negatives are false, if there are as many unknown positives among the candidates as known ones.
+
+    >>> estimated_false({"known": 40, "hidden": 10, "let_through": 5, "chosen": 2})
+    8.0
+    """
+    return sieve["chosen"] / sieve["hidden"] * sieve["known"]
 
 
 @dataclass
@@ -77,7 +99,7 @@ class Summary:
     filled: int = 0
     dropped_queries: int = 0
     pseudo_positives: int = 0
-    suspects: int = 0
+    above_weakest: int = 0
     scores: dict[str, array[float]] = field(default_factory=lambda: {name: array("f") for name in GROUPS})
 
     def add(self, item: JudgedQuery) -> None:
@@ -92,7 +114,7 @@ class Summary:
         self.scores["positives"].extend(positives)
         self.scores["candidates"].extend(s for j in item.judged if (s := j.candidate.teacher_score) is not None)
         self.scores["kept"].extend(chosen)
-        self.suspects += sum(score >= min(positives) for score in chosen) if positives else 0
+        self.above_weakest += sum(score >= min(positives) for score in chosen) if positives else 0
         self.filled += sum(any(v.rule == RESERVE for v in judged.verdicts) for judged in kept)
         self.dropped_queries += any(v.detail == DROPPED for judged in item.judged for v in judged.verdicts)
 
@@ -124,7 +146,7 @@ class Summary:
             "filled": self.filled,
             "dropped_queries": self.dropped_queries,
             "pseudo_positives": self.pseudo_positives,
-            "suspects": self.suspects,
+            "above_weakest": self.above_weakest,
             "scores": {name: quartiles(values) for name, values in self.scores.items() if values},
         }
 
@@ -175,24 +197,23 @@ def shortage_lines(summary: Mapping[str, Any], wanted: int | None) -> Iterator[s
 
 
 def sign_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """The signs of false negatives, each with what it counts."""
+    """What points to false negatives."""
     summary, sieve = facts["summary"], facts.get("sieve", {})
     kept = sum(int(number) * queries for number, queries in summary["negatives_per_query"].items())
-    if "kept" in summary.get("scores", {}):
-        yield (
-            f"suspected false negatives: {summary['suspects']:,} of {kept:,} kept ({share(summary['suspects'], kept)}) "
-            "score at least as high as their query's weakest positive"
-        )
     if sieve.get("hidden"):
+        hidden = sieve["hidden"]
         yield (
-            f"known positives, hidden one at a time: the filters would let {sieve['let_through']:,} of {sieve['hidden']:,} "
-            f"({share(sieve['let_through'], sieve['hidden'])}) through as negatives"
+            f"known positives, hidden one at a time: {share(sieve['let_through'], hidden)} of {hidden:,} pass the filters, "
+            f"{share(sieve['chosen'], hidden)} would have been chosen"
         )
+        yield f"estimated false negatives: {share(estimated_false(sieve), kept)} of {kept:,}, if as many positives are unknown as known"
+    if summary.get("above_weakest"):
+        yield f"{summary['above_weakest']:,} of {kept:,} negatives score at least as high as their query's weakest positive"
     if summary.get("pseudo_positives"):
         yield f"{summary['pseudo_positives']:,} candidates look like positives to the teacher (marked, not relabelled)"
 
 
-def share(part: int, whole: int) -> str:
+def share(part: float, whole: float) -> str:
     """A percentage with one decimal.
 
     >>> share(1, 8), share(0, 0)

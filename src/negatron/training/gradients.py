@@ -97,13 +97,6 @@ class Side:
         numbers = [[self.own[place] for place in places] for places in packed]
         return [Chunk(self, tuple(chunk), self.lengths[chunk[0]] * len(chunk)) for chunk in numbers] or [Chunk(self, (), 0)]
 
-    def table(self, chunks: Sequence[Chunk], vectors: Sequence[Tensor]) -> Tensor:
-        """[len(texts), D]: the vectors of those chunks that are this side's, at the places of their texts; zeros at all other texts."""
-        own = [n for n, chunk in enumerate(chunks) if chunk.side is self]
-        joined = torch.cat([vectors[n] for n in own])
-        places = torch.tensor([number for n in own for number in chunks[n].numbers], dtype=torch.long, device=joined.device)
-        return joined.new_zeros(len(self.texts), joined.shape[1]).index_copy_(0, places, joined)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
@@ -119,6 +112,10 @@ class Chunk:
         """Tokens of its longest text; 0 for an empty chunk."""
         return self.padded_tokens // max(1, len(self.numbers))
 
+    def places(self, device: torch.device) -> Tensor:
+        """[len(numbers)] int64: where its texts are among the side's."""
+        return torch.tensor(self.numbers, dtype=torch.long, device=device)
+
     def prepared(self) -> Any:
         """Its texts, tokenised; of an empty chunk the side's shortest text."""
         numbers = self.numbers or (self.side.lengths.index(min(self.side.lengths)),)
@@ -128,9 +125,8 @@ class Chunk:
         """[len(numbers), D]."""
         return self.side.tower.forward(features)[: len(self.numbers)]
 
-    def first_pass(self, keep: Keep) -> tuple[Tensor, Kept | Again]:
-        """Its vectors [n, D], detached, and how to come to their graph."""
-        features = self.prepared()
+    def first_pass(self, keep: Keep, features: Any) -> tuple[Tensor, Kept | Again]:
+        """Its vectors [n, D], detached, and how to come to their graph. features: what `prepared` gave."""
         if keep == "graph":
             vectors = self.encoded(features)
             return vectors.detach(), Kept(vectors)
@@ -210,21 +206,35 @@ def step(
     graphs = len(chunks) if chunk_size is None and chunk_tokens is None else max(keep_graphs, how_many_fit(padded, keep_tokens))
     keeps = what_is_kept(padded, min(graphs, len(chunks)), keep_product_tokens)
     with nullcontext() if processes is None else processes.one_gradient():
-        passes = [chunk.first_pass(keep) for chunk, keep in zip(chunks, keeps, strict=True)]
-        tables = [side.table(chunks, [vectors for vectors, _ in passes]) for side in sides]
-        ways = [way for _, way in passes]
-        del passes  # the vectors are in the tables now
+        tables, ways = first_passes(sides, chunks, keeps)
         # where the caller has autocast on: before pytorch/pytorch#165068 (end of 2025) weights that were cast without a graph were cached
         # so, and a second pass would have reached no weight
         torch.clear_autocast_cache()
         mean, wanted = at_vectors(sides, tables, batch.targets, loss, processes)
         for chunk, way in zip(chunks, ways, strict=True):
             gradient = wanted[sides.index(chunk.side)]
-            places = torch.tensor(chunk.numbers, dtype=torch.long, device=gradient.device)
-            way.with_graph().backward(gradient[places])  # type: ignore[no-untyped-call]
+            way.with_graph().backward(gradient[chunk.places(gradient.device)])  # type: ignore[no-untyped-call]
     lengths = [length for side in sides for length in side.lengths]
     from_products = sum(tokens for tokens, keep in zip(padded, keeps, strict=True) if keep == "products")
     return Step(mean, len(lengths), sum(lengths), sum(padded), sum(padded[graphs:]), from_products)
+
+
+def first_passes(sides: Sequence[Side], chunks: Sequence[Chunk], keeps: Sequence[Keep]) -> tuple[list[Tensor], list[Kept | Again]]:
+    """Each side's table [len(texts), D] with the vectors of these chunks, zeros at all other texts; and each chunk's way to its graph.
+
+    All is prepared before the first text is encoded, and vectors go straight into their table: what stays, left lying between activations
+    that go, would break the memory up. Measured: 2 MiB a chunk, of 0.1 MiB of vectors, that the C library could not use again.
+    """
+    features = [chunk.prepared() for chunk in chunks]
+    tables: list[Tensor] = []
+    ways: list[Kept | Again] = []
+    for chunk, keep, prepared in zip(chunks, keeps, features, strict=True):
+        vectors, way = chunk.first_pass(keep, prepared)
+        if not tables:
+            tables = [vectors.new_zeros(len(side.texts), vectors.shape[1]) for side in sides]
+        tables[sides.index(chunk.side)].index_copy_(0, chunk.places(vectors.device), vectors)
+        ways.append(way)
+    return tables, ways
 
 
 def at_vectors(

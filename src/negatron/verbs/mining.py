@@ -105,7 +105,7 @@ def mine(
     with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
         if work.finished is None:
             requests, dropped = asked_for(collection, split, settings.pairs)
-            sieve = Sieve(chain(settings))
+            sieve = Sieve(chain(settings), settings, seed)
             summary = write_negatives(work.path, sieve.watch(mined(planned, shop, requests, settings)))
             work.finish(
                 summary=summary.as_json(),

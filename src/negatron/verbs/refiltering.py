@@ -41,8 +41,9 @@ def filter_negatives(
     with store.begin(place(out, NEGATIVES, inputs), kind=NEGATIVES, inputs=inputs) as work:
         if work.finished is None:
             rules = chain(settings)
-            sieve = Sieve(rules)
-            chosen = (choose(item, settings, stream(seed, "select", item.query.id)) for item in judge_again(source, rules))
+            sieve = Sieve(rules, settings, seed)
+            again = judge_again(source, rules, trust_texts="mix" not in source.manifest.facts)
+            chosen = (choose(item, settings, stream(seed, "select", item.query.id)) for item in again)
             summary = write_negatives(work.path, sieve.watch(chosen))
             kept_facts = {name: fact for name, fact in source.manifest.facts.items() if name != "mix"}  # the mixture's choice is gone
             work.finish(**{**kept_facts, "summary": summary.as_json(), "sieve": sieve.as_json(), "versions": versions()})
