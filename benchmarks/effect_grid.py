@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import re
 import shutil
@@ -54,6 +55,8 @@ class Size:
     rates: tuple[float, ...]
     """Learning rates to try first; others of the ladder follow while the best is at an end."""
     precision: str = "fp32"
+    keep_graphs: int = 40
+    """Chunks of 64 texts that are encoded only once; changes memory and speed alone."""
     whole_dev: bool = True
     """Whether learning rates are compared on the whole corpus; False: among the documents that dev judges, for a model that is slow."""
 
@@ -62,7 +65,7 @@ SMALL, LARGE = (1e-3, 3e-3), (3e-5, 1e-4)
 SIZES = {
     ("splade-tiny", "nl2bash"): Size(4096, 1, 32, SMALL),
     ("splade-tiny", "code-search"): Size(4096, 1, 32, SMALL),
-    ("minilm", "nl2bash"): Size(1024, 1, 32, LARGE, "auto", whole_dev=False),
+    ("minilm", "nl2bash"): Size(1024, 1, 32, LARGE, "auto", keep_graphs=2, whole_dev=False),
 }
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIVE = {"bm25": 3, "dense": 2}
@@ -181,7 +184,7 @@ class Bench:
         given = {
             "batch_size": cell.batch, "learning_rate": rate, "epochs": self.size.epochs, "max_length": self.size.length,
             "temperature": TEMPERATURE, "warmup_share": WARMUP, "precision": self.size.precision, "seed": seed, "checkpoint_seconds": 1e9,
-            "chunk_size": 64, "keep_graphs": 40, **CURRICULA.get(cell.curriculum, {}),
+            "chunk_size": 64, "keep_graphs": self.size.keep_graphs, **CURRICULA.get(cell.curriculum, {}),
         }  # fmt: skip
         examples = self.examples(PLACES if "stages" in given else cell.negatives)
         folder = Path(tempfile.mkdtemp(dir=self.work))
@@ -284,8 +287,10 @@ class Bench:
         for contrasts in (CONTRASTS, CURRICULUM_CONTRASTS):
             pairs = [(a, b) for a, b in contrasts if a in cells and b in cells]
             family = [pooled({self.data: (values[a], values[b])}, "ndcg@10", name_a=a, name_b=b) for a, b in pairs]
-            tests += correct(family)
-        return {**self.found["setting"], "tuning": self.found["tuning"], "cells": cells, "contrasts": [test.as_json() for test in tests]}
+            tests += [
+                {**test.as_json(), "error_of_seeds": error_of_seeds(cells[test.name_a], cells[test.name_b])} for test in correct(family)
+            ]
+        return {**self.found["setting"], "tuning": self.found["tuning"], "cells": cells, "contrasts": tests}
 
 
 def hardest(item: Any, count: int) -> Any:
@@ -314,6 +319,11 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"ndcg@10": statistics.fmean(scores), "sd_of_seeds": spread, "seeds": len(scores), **known, **means}
 
 
+def error_of_seeds(*sides: dict[str, Any]) -> float:
+    """Standard error of the difference of two cells by the spread of their seeds alone; a test over queries does not know of it."""
+    return math.sqrt(sum((side["sd_of_seeds"] or 0.0) ** 2 / side["seeds"] for side in sides))
+
+
 def show(report: dict[str, Any]) -> None:
     """The report as text."""
     print(f"\n{report['data']}, {report['model']}: {report['pairs']:,} pairs x {report['epochs']} epochs, {report['max_length']} tokens")
@@ -327,7 +337,7 @@ def show(report: dict[str, Any]) -> None:
     for test in report["contrasts"]:
         print(
             f"  {test['name_b']} - {test['name_a']}: {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], "
-            f"p (Holm) {test['p_holm']:.4f}, smallest visible {test['smallest_visible']:.4f}"
+            f"p (Holm) {test['p_holm']:.4f}, smallest visible {test['smallest_visible']:.4f}, error of seeds {test['error_of_seeds']:.4f}"
         )
 
 

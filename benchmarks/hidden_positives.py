@@ -28,12 +28,12 @@ from typing import Any
 
 from negatron.data.collection import Collection
 from negatron.identity import fingerprint, same_words, stream
-from negatron.negatives.filters import chain, judge
+from negatron.negatives.filters import chain, judge, judge_again
 from negatron.negatives.mining import proposals, scored
 from negatron.negatives.selection import SelectionSettings, choose
 from negatron.negatives.summary import Sieve, estimated_false
 from negatron.progress import say
-from negatron.types import Candidate, Document, JudgedQuery, NegativeRequest, Positive
+from negatron.types import Document, JudgedQuery, NegativeRequest
 from negatron.verbs.common import MiningSettings, load
 from negatron.verbs.mining import workshop_of
 
@@ -43,6 +43,8 @@ CHAINS: dict[str, dict[str, Any]] = {
     "no filter": OFF,
     "shifted by 10": OFF | {"rank_from": 11},
     "shifted by 20": OFF | {"rank_from": 21},
+    "shifted by 10, random": OFF | {"rank_from": 11, "choice": "random"},
+    "shifted by 10, among 10": OFF | {"rank_from": 11, "choice": "random", "among": 10},
     "score at most 0.7": OFF | {"max_score": 0.7},
     "score at most 0.5": OFF | {"max_score": 0.5},
     "absolute 0.05": OFF | {"absolute_margin": 0.05},
@@ -61,19 +63,19 @@ CHAINS: dict[str, dict[str, Any]] = {
     "relative 0.05, quantiles": {"relative_margin": 0.05, "choice": "quantiles"},
     "relative 0.05, simans": {"relative_margin": 0.05, "choice": "simans"},
     "simans alone": OFF | {"choice": "simans"},
+    "simans alone, b = -1": OFF | {"choice": "simans", "simans_b": -1.0},
     "random alone": OFF | {"choice": "random"},
+    "quantiles alone": OFF | {"choice": "quantiles"},
 }
 """Name -> settings of the filters and the choice; copies and known positives are rejected by all."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A query with a part of its positives hidden: what is shown, the texts that are hidden, and the scored pool."""
+    """A query with a part of its positives hidden: the scored pool, judged by ids and texts, and the texts that are hidden."""
 
-    request: NegativeRequest
+    item: JudgedQuery
     hidden: frozenset[str]
-    positives: tuple[Positive, ...]
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ def cases_of(collection: Collection, split: str, known: str, options: argparse.N
         return []
     found = list(proposals([shop.source("bm25"), shop.source("dense")], requests, [options.depth] * 2))
     items = scored(requests, found, shop.teacher)
-    return [
-        Case(request, hidden, positives, tuple(candidates)) for (request, hidden), (positives, candidates) in zip(some, items, strict=True)
-    ]
+    texts, cases = chain(SelectionSettings(**OFF)), []
+    for (request, hidden), (positives, candidates) in zip(some, items, strict=True):
+        cases.append(Case(JudgedQuery(request.query, positives, judge(texts, request.query, positives, candidates)), hidden))
+    return cases
 
 
 def measured(cases: Sequence[Case], data: str, known: str, name: str, negatives: int) -> Row:
@@ -134,9 +137,8 @@ def measured(cases: Sequence[Case], data: str, known: str, name: str, negatives:
     counts = dict.fromkeys(("chosen", "false", "hidden_in_pool", "hidden_passed", "others_in_pool", "others_rejected", "short", "none"), 0)
     hard = []
     sieve = Sieve(rules, settings)
-    for case in cases:
-        judged = judge(rules, case.request.query, case.positives, case.candidates)
-        item = choose(JudgedQuery(case.request.query, case.positives, judged), settings, stream(0, "select", case.request.query.id))
+    for case, again in zip(cases, judge_again([case.item for case in cases], rules, trust_texts=True), strict=True):
+        item = choose(again, settings, stream(0, "select", again.query.id))
         sieve.add(item)
         kept = 0
         for one in item.judged:
@@ -211,7 +213,7 @@ def main() -> None:
             own = [measured(cases, name, known, chain_, options.negatives) for chain_ in CHAINS] if cases else []
             if own:
                 print(
-                    f"\n{name}, {known} known: {len(cases):,} queries, {sum(len(c.candidates) for c in cases):,} candidates\n{table(own)}"
+                    f"\n{name}, {known} known: {len(cases):,} queries, {sum(len(c.item.judged) for c in cases):,} candidates\n{table(own)}"
                 )
                 sys.stdout.flush()
             rows += own

@@ -43,6 +43,25 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the encoder of `tiny_encoder` under an untrained layer that scores a pair."""
+    torch = pytest.importorskip("torch", reason="needs negatron[train]")
+    from sentence_transformers import CrossEncoder
+
+    folder = tmp_path_factory.mktemp("tiny") / "cross-encoder"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CrossEncoder(str(tiny_encoder), num_labels=1, max_length=64, device="cpu")
+    pairs = [(question, text) for question in ("why do ships float", "trees") for text in ("a hull", "yeast in warm dough", "stars shine")]
+    logits = model.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True, show_progress_bar=False)
+    with torch.no_grad():  # untrained, all scores would be alike: spread them over the whole range from 0 to 1
+        model.model.classifier.weight.mul_(2 / logits.std())
+        model.model.classifier.bias.copy_((model.model.classifier.bias - logits.mean()) * 2 / logits.std())
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 @pytest.fixture
 def small_collection() -> Collection:
     """Four topics, twelve documents; the query's words also stand in documents that do not answer it."""

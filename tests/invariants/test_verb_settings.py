@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("torch", reason="needs negatron[train]")
 
 from negatron.data.collection import Collection
-from negatron.errors import SettingError
+from negatron.errors import NegatronError, SettingError
 from negatron.models.language_model import EndpointModel
+from negatron.negatives.filters import FilterSettings
 from negatron.negatives.records import Negatives
 from negatron.types import Document, Judgement, Query
 from negatron.verbs.common import EncodingSettings, MiningSettings
@@ -72,15 +73,45 @@ MINING = {
     "relative_margin": 0.02,
     "absolute_margin": 0.01,
     "margin_against": "highest",
+    "min_score": 0.9,
+    "max_score": 0.9,
+    "index": "ivf",
+    "probes": 1,
+    "rank_from": 3,
+    "rank_to": 2,
+    "negative_below": 0.5,
+    "positive_above": 0.51,
     "negatives": 1,
-    "depth": 3,
     "choice": "random",
+    "among": 3,
+    "simans_a": 50.0,
+    "simans_b": -3.0,
+    "when_short": "fill:random",
+    "depth": 3,
+    "teacher": "encoder",
+    "pair_length": 12,
     "pairs": 2,
     "bm25_k1": 2.0,
     "bm25_b": 1.0,
     "bm25_language": "plain",
 }
 BASE = {"relative_margin": 0.0, "precision": "fp32"}
+BESIDE = {  # what must be there for a setting to be read
+    "among": {"choice": "random", "negatives": 2},
+    "simans_a": {"choice": "simans", "negatives": 2},
+    "simans_b": {"choice": "simans", "negatives": 2, "simans_a": 5.0},
+    "when_short": {"rank_to": 2, "relative_margin": None},
+    "positive_above": {"negative_below": 0.5},
+    "probes": {"index": "ivf"},
+}
+BY_CROSS_ENCODER = {"negative_below", "positive_above", "teacher", "pair_length"}
+
+
+def mined(orchard: Collection, encoder: Path, cross_encoder: Path, name: str, *, changed: bool) -> Negatives:
+    """Mined with what the setting needs beside it, with or without the setting itself."""
+    given = BASE | BESIDE.get(name, {}) | ({name: MINING[name]} if changed else {})
+    more = {"cross_encoder": cross_encoder, "sources": ["bm25", "dense", "cross-encoder"]} if name in BY_CROSS_ENCODER else {}
+    return mine(orchard, model=encoder, settings=MiningSettings(**given), **more)
 
 
 def test_every_setting_of_mining_is_in_the_list() -> None:
@@ -88,27 +119,33 @@ def test_every_setting_of_mining_is_in_the_list() -> None:
 
 
 @pytest.mark.parametrize("name", MINING)
-def test_every_setting_of_mining_changes_what_is_on_file(name: str, orchard: Collection, tiny_encoder: Path) -> None:
-    usual = mine(orchard, model=tiny_encoder, settings=MiningSettings(**BASE))
-    changed = mine(orchard, model=tiny_encoder, settings=MiningSettings(**(BASE | {name: MINING[name]})))
+def test_every_setting_of_mining_changes_what_is_on_file(
+    name: str, orchard: Collection, tiny_encoder: Path, tiny_cross_encoder: Path
+) -> None:
+    usual, changed = (mined(orchard, tiny_encoder, tiny_cross_encoder, name, changed=own) for own in (False, True))
     assert any(j.kept for item in usual for j in item.judged)
     assert record(changed) != record(usual)
     assert usual.path != changed.path
 
 
-REFILTERING = {name: MINING[name] for name in ("near_copy", "relative_margin", "absolute_margin", "margin_against", "negatives", "choice")}
+REFILTERING = {name: MINING[name] for name in RefilterSettings.model_fields}
 
 
-def test_every_setting_of_filtering_is_in_the_list() -> None:
-    assert REFILTERING.keys() == RefilterSettings.model_fields.keys()
+def test_filtering_reads_no_setting_that_mining_does_not() -> None:
+    assert REFILTERING.keys() < MINING.keys() and "depth" not in REFILTERING
 
 
 @pytest.mark.parametrize("name", REFILTERING)
-def test_every_setting_of_filtering_changes_what_is_on_file(name: str, orchard: Collection, tiny_encoder: Path) -> None:
-    stored = mine(orchard, model=tiny_encoder, settings=MiningSettings(**BASE))
-    usual, changed = ({"relative_margin": 0.0} | more for more in ({}, {name: REFILTERING[name]}))
-    assert record(filter_negatives(stored, **usual)) == record(stored), "the same limits decide the same"
-    assert record(filter_negatives(stored, **changed)) != record(stored)
+def test_every_setting_of_filtering_changes_what_is_on_file(
+    name: str, orchard: Collection, tiny_encoder: Path, tiny_cross_encoder: Path
+) -> None:
+    reserve = BASE | {"when_short": "fill:random"}  # asked for once, so that it is on file
+    judge = tiny_cross_encoder if name in BY_CROSS_ENCODER else None
+    stored = mine(orchard, model=tiny_encoder, cross_encoder=judge, settings=MiningSettings(**reserve))
+    base = {"relative_margin": 0.0, "when_short": "keep"} | BESIDE.get(name, {})
+    usual, changed = (filter_negatives(stored, **(base | more)) for more in ({}, {name: REFILTERING[name]}))
+    assert record(filter_negatives(stored, relative_margin=0.0)) == record(stored), "the same limits decide the same"
+    assert record(changed) != record(usual)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +155,46 @@ def test_every_setting_of_filtering_changes_what_is_on_file(name: str, orchard: 
         (["bm25"], {"relative_margin": None, "max_length": 32}, "max_length"),
         (["bm25"], {"relative_margin": None, "precision": "fp32"}, "precision"),
         (["bm25"], {"relative_margin": None, "margin_against": "lowest"}, "margin_against"),
+        (["bm25"], {"relative_margin": None, "choice": "random", "simans_a": 2.0}, "simans_a"),
+        (["bm25"], {"relative_margin": None, "index": "hnsw"}, "index = 'hnsw' has no effect here: dense search"),
+        (["dense"], {"probes": 9}, "probes = 9 has no effect here: index = 'exact'"),
+        (["bm25"], {"relative_margin": None, "pair_length": 64}, "no cross-encoder is given"),
+        (["bm25"], {"relative_margin": None, "teacher": "cross-encoder"}, "add --cross-encoder M"),
+        (["bm25", "cross-encoder"], {}, "the source cross-encoder needs a model"),
+        (["bm25"], {"negative_below": 0.1}, "scores of a bi-encoder are cosines"),
+        (["bm25"], {"rank_from": 60}, "rank_from = 60 lies below depth = 50"),
+        (["bm25", "random"], {"when_short": "fill:random"}, "random is among the sources"),
+        (["bm25"], {"when_short": "fill:cross-encoder"}, "proposes nothing of its own"),
+        (["bm25"], {"when_short": "fill:rnadom"}, "did you mean 'random'"),
+        (["bm25", "file:/nowhere/run.trec"], {}, "/nowhere/run.trec: no such file"),
         (["bm25", "bm25"], {}, "at most once"),
         (["bm52"], {}, "did you mean 'bm25'"),
         ([], {}, "at least one"),
     ],
 )
 def test_what_mining_would_not_use_is_refused(sources: list[str], given: dict[str, Any], named: str, orchard: Collection) -> None:
-    with pytest.raises(SettingError, match=named):
+    with pytest.raises(NegatronError, match=named):
         mine(orchard, sources=sources, model="nowhere", **given)
+
+
+def test_a_cross_encoder_that_nothing_asks_is_refused(orchard: Collection) -> None:
+    for given, named in (
+        ({"sources": ["bm25"], "teacher": "encoder"}, "--cross-encoder has no effect here"),
+        ({"sources": ["bm25", "cross-encoder"], "teacher": "encoder", "negative_below": 0.1}, "gives cosines"),
+        ({"sources": ["cross-encoder"]}, "ranks what other sources propose"),
+        ({"sources": ["bm25"], "max_length": 32}, "max_length = 32 has no effect here"),
+        ({"sources": ["bm25"], "round": -1}, "round = -1"),
+    ):
+        with pytest.raises(SettingError, match=named):
+            mine(orchard, model="nowhere", cross_encoder="nowhere", **given)
+
+
+def test_a_threshold_on_cosines_is_refused_when_filtering_again(orchard: Collection, tiny_encoder: Path) -> None:
+    stored = mine(orchard, model=tiny_encoder, **BASE)
+    with pytest.raises(SettingError, match="holds no scores of a cross-encoder"):
+        filter_negatives(stored, negative_below=0.1)
+    with pytest.raises(SettingError, match="holds no candidates of random"):
+        filter_negatives(stored, when_short="fill:random")
 
 
 def test_a_margin_is_measured_with_a_teacher_even_where_only_words_are_searched(orchard: Collection, tiny_encoder: Path) -> None:
@@ -151,7 +220,7 @@ ASKED = {  # what changes the requests
     "pairs": 2,
     "queries": 1,
 }
-JUDGED = {name: MINING[name] for name in ("max_length", "precision", "near_copy", "relative_margin", "absolute_margin", "margin_against")}
+JUDGED = {name: MINING[name] for name in [*EncodingSettings.model_fields, *FilterSettings.model_fields]}
 PRICES = {"price_sent": 2.0, "price_written": 3.0}
 
 

@@ -66,8 +66,14 @@ def test_the_summary_counts_each_candidate_once_by_the_rule_that_rejected_it_fir
         "candidates": {"bm25": 4, "synthetic": 2},
         "kept": {"bm25": 1, "synthetic": 1},
         "rejected": {"near copy": 1, "same text": 1},
+        "rejected_by_source": {"bm25": {"near copy": 1, "same text": 1}},
         "not_chosen": 1,
         "negatives_per_query": {"1": 1},
+        "filled": 0,
+        "dropped_queries": 0,
+        "pseudo_positives": 0,
+        "above_weakest": 0,
+        "scores": {},
     }
 
 

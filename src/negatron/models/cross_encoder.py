@@ -22,6 +22,7 @@ import numpy as np
 from negatron.errors import MissingExtra, SettingError
 from negatron.identity import fingerprint, fingerprint_texts
 from negatron.models.encoder import folder_fingerprint, local_folder
+from negatron.models.locks import note_use
 from negatron.models.precision import autocast, choose_precision
 from negatron.progress import Meter
 from negatron.seams import CrossScorer, Float32Array
@@ -144,6 +145,7 @@ class StoredScores:
 
     def _shards(self, pairs: Sequence[tuple[str, str]]) -> Iterator[Float32Array]:
         folder = self.root / self.fingerprint
+        note_use(folder)
         for start in range(0, len(pairs), SHARD):
             shard = pairs[start : start + SHARD]
             place = folder / f"{fingerprint_texts(text for pair in shard for text in pair)}.npy"

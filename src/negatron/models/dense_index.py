@@ -197,7 +197,7 @@ class Copies:
         Since texts are numbered by their first document, no document of a text beyond the m best can come before the k-th.
         """
         if not self.any:
-            return np.where(texts < 0, np.int32(-1), self.documents[self.starts[texts]]), scores
+            return np.where(texts < 0, np.int32(-1), self.documents[self.starts[np.maximum(texts, 0)]]), scores
         rows, own = np.full((len(texts), k), -1, np.int32), np.full((len(texts), k), -np.inf, np.float32)
         for query, (of_query, of_text) in enumerate(zip(texts, scores, strict=True)):
             found = [(-score, row) for text, score in zip(of_query.tolist(), of_text.tolist(), strict=True) for row in self.rows(text)]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 IDENTITY_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".txt", ".model", ".py"})
 """Files of a model folder that can change a vector: settings, weights, vocabularies, custom modules. Not cards and logs."""
 
-TOKENS_AT_A_TIME = {"cpu": 4096}
-"""Device -> tokens in a batch: what a CPU's caches like. Measured for MiniLM on a Zen 4 core: docs/search.md."""
+TOKENS_OF_A_THREAD = 1024
+"""Tokens in a batch for each thread of a CPU: what its caches like (measured for MiniLM on a Zen 4 core: docs/search.md)."""
 MANY_TOKENS = 32_768
 """The same for accelerators, which must be kept busy."""
 ANY_LENGTH = 1 << 20
@@ -136,7 +136,7 @@ class SentenceEncoder:
 
     def _encode(self, encode: Any, texts: Sequence[str]) -> Float32Array:
         vectors = np.zeros((len(texts), self.model.get_embedding_dimension()), np.float32)
-        budget = self.batch_tokens or TOKENS_AT_A_TIME.get(self.model.device.type, MANY_TOKENS)
+        budget = self.batch_tokens or tokens_for(self.model.device.type)
         with autocast(self.model.device.type, self.precision):
             for batch in batches(self.lengths(texts), budget):
                 own = [texts[place] for place in batch]
@@ -153,6 +153,13 @@ class SentenceEncoder:
         assert tokenizer is not None
         found = tokenizer(list(texts), truncation=True, max_length=longest, return_attention_mask=False, verbose=False)
         return [len(ids) for ids in found["input_ids"]]
+
+
+def tokens_for(device: str) -> int:
+    """Tokens in a batch that suit a device: as many as keep the threads of a CPU busy and its caches cool, many for accelerators."""
+    import torch
+
+    return TOKENS_OF_A_THREAD * torch.get_num_threads() if device == "cpu" else MANY_TOKENS
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -237,7 +237,9 @@ def open_files(cache: Path) -> set[Path]:
         with suppress(OSError):  # gone meanwhile, or another user's
             lines = (process / "maps").read_text(encoding="utf-8", errors="replace").splitlines()
             found |= {Path(line.split(maxsplit=5)[5]) for line in lines if str(cache) in line}
-            found |= {link.readlink() for link in (process / "fd").iterdir()}
+            for link in (process / "fd").iterdir():
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    found.add(link.readlink())
     return {path for path in found if path.is_relative_to(cache)}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Container
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +19,13 @@ from negatron.errors import SettingError
 from negatron.identity import fingerprint
 from negatron.models import catalog as model_catalog
 from negatron.models.bm25 import BM25Searcher, BM25Settings
+from negatron.models.dense_index import SearchSettings
 from negatron.negatives.selection import SelectionSettings
 from negatron.negatives.sources import FileSource, RandomSource, SearchSource
 from negatron.progress import say
 from negatron.seams import NegativeSource, Searcher
 from negatron.settings import Settings
+from negatron.types import Query
 from negatron.wheels import cache_folder
 
 if TYPE_CHECKING:
@@ -94,11 +96,12 @@ class EncodingSettings(Settings):
     """What vectors are computed in; scores are always fp32."""
 
 
+SEARCH = frozenset(SearchSettings.model_fields)
 ENCODING = frozenset(EncodingSettings.model_fields)
 LEXICAL = frozenset({"bm25_k1", "bm25_b", "bm25_language"})
 
 
-class MiningSettings(EncodingSettings, SelectionSettings):
+class MiningSettings(EncodingSettings, SearchSettings, SelectionSettings):
     """Settings of `mine`."""
 
     depth: int = Field(default=50, ge=1)
@@ -123,6 +126,15 @@ class MiningSettings(EncodingSettings, SelectionSettings):
             raise ValueError(f"rank_from = {self.rank_from} lies below depth = {self.depth}: nothing is searched there; set depth higher")
         return self
 
+    def without_effect(self) -> dict[str, str]:
+        """As in FilterSettings."""
+        return super().without_effect() | ({"probes": "index = 'exact' compares with everything"} if self.index == "exact" else {})
+
+    @property
+    def search(self) -> SearchSettings:
+        """How vectors are searched."""
+        return SearchSettings(index=self.index, probes=self.probes)
+
     @property
     def bm25(self) -> BM25Settings:
         """The settings of the lexical index."""
@@ -138,6 +150,7 @@ class Workshop:
     max_length: int | None
     precision: str
     bm25_settings: BM25Settings
+    search_settings: SearchSettings = field(default_factory=SearchSettings)
     cross_encoder: str | None = None
     pair_length: int | None = None
     round: int = 0
@@ -152,16 +165,18 @@ class Workshop:
 
     @cached_property
     def dense(self) -> DenseSearcher:
-        """Exact search over the encoder's vectors."""
+        """Search over the encoder's vectors."""
         from negatron.models.dense_index import DenseSearcher
 
         documents = list(self.collection.documents.values())
-        return DenseSearcher(self.encoder, documents, vector_store(), self.collection.corpus_fingerprint)
+        found = self.collection.corpus_fingerprint
+        return DenseSearcher(self.encoder, documents, vector_store(), found, settings=self.search_settings)
 
     @cached_property
     def bm25(self) -> BM25Searcher:
         """Lexical search."""
-        return BM25Searcher(list(self.collection.documents.values()), self.collection.corpus_fingerprint, self.bm25_settings)
+        documents = list(self.collection.documents.values())
+        return BM25Searcher(documents, self.collection.corpus_fingerprint, self.bm25_settings, cache_folder() / "bm25")
 
     @cached_property
     def teacher(self) -> EncoderScorer:
@@ -176,6 +191,13 @@ class Workshop:
         from negatron.models.dense_index import EncoderScorer
 
         return EncoderScorer(self.encoder, vector_store())
+
+    def teacher_of(self, queries: Sequence[Query]) -> EncoderScorer:
+        """The same for some of these queries at a time, whose vectors are at hand."""
+        from negatron.models.dense_index import EncoderScorer
+        from negatron.models.known_queries import KnownQueries
+
+        return EncoderScorer(self.encoder, KnownQueries(vector_store(), self.encoder, [query.text for query in queries]), self.dense)
 
     @cached_property
     def scorer(self) -> StoredScores:

@@ -27,6 +27,7 @@ from negatron.verbs.common import (
     FILE,
     LEXICAL,
     RANDOM,
+    SEARCH,
     SOURCES,
     Data,
     MiningSettings,
@@ -127,7 +128,7 @@ def mined(planned: Plan, shop: Workshop, requests: Sequence[NegativeRequest], se
     items = decide(
         requests,
         proposals([shop.source(name) for name in planned.proposing], requests, depths),
-        teacher_of(planned, shop),
+        teacher_of(planned, shop, requests),
         chain(settings),
         settings,
         shop.seed,
@@ -148,15 +149,24 @@ def workshop_of(
         raise SettingError(f"round = {round}: expected a turn of mining, from 0")
     named = str(cross_encoder) if cross_encoder is not None else None
     return Workshop(
-        collection, str(model), settings.max_length, settings.precision, settings.bm25, named, settings.pair_length, round, seed
+        collection,
+        str(model),
+        settings.max_length,
+        settings.precision,
+        settings.bm25,
+        settings.search,
+        named,
+        settings.pair_length,
+        round,
+        seed,
     )
 
 
-def teacher_of(planned: Plan, shop: Workshop) -> CrossScorer | None:
+def teacher_of(planned: Plan, shop: Workshop, requests: Sequence[NegativeRequest]) -> CrossScorer | None:
     """Who scores candidates and positives."""
     if planned.teacher == CROSS_ENCODER:
         return shop.scorer
-    return shop.teacher if planned.teacher else None
+    return shop.teacher_of([request.query for request in requests]) if planned.teacher else None
 
 
 def inputs_of(planned: Plan, shop: Workshop, split: str, settings: MiningSettings) -> dict[str, Any]:
@@ -188,6 +198,7 @@ def plan_of(sources: Sequence[str], cross_encoder: str | Path | None, settings: 
     refuse_bad_reserve(planned)
     refuse_bad_cross_encoder(planned, cross_encoder, settings)
     refuse_unused(settings, LEXICAL if "bm25" not in planned.proposing else (), "the lexical index is not among the sources")
+    refuse_unused(settings, SEARCH if "dense" not in planned.proposing else (), "dense search is not among the sources")
     if not planned.uses_encoder:
         unread = ENCODING if not planned.uses_cross_encoder else {"max_length"}
         refuse_unused(settings, unread, "no encoder is asked, neither as a source nor by a margin")
