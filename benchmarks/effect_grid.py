@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import math
 import os
 import re
 import shutil
@@ -88,6 +87,8 @@ CURRICULA: dict[str, dict[str, Any]] = {
     "hard-to-easy": {"stages": ordered(1, 4, 7)},
     "focal": {"weighting": {"focal": {"from": 0.0, "to": 2.0}}},
     "importance": {"weighting": {"importance": {"from": 0.0, "to": 1.0}}},
+    "importance-falling": {"weighting": {"importance": {"from": 1.0, "to": 0.0}}},
+    "importance-constant": {"weighting": {"importance": 0.5}},
 }
 CONTRASTS = (
     ("32x0", "256x0"), ("32x0", "2048x0"), ("32x0", "32x1"), ("32x0", "32x5"), ("256x0", "256x1"), ("256x0", "256x5"),
@@ -96,6 +97,7 @@ CONTRASTS = (
 CURRICULUM_CONTRASTS = (
     *(("256x5:hardest", f"256x5:{name}") for name in CURRICULA),
     ("256x5:unordered", "256x5:easy-to-hard"), ("256x5:unordered", "256x5:hard-to-easy"), ("256x5:hard-to-easy", "256x5:easy-to-hard"),
+    ("256x5:importance-constant", "256x5:importance"), ("256x5:importance-falling", "256x5:importance"),
 )  # fmt: skip
 
 
@@ -287,9 +289,8 @@ class Bench:
         for contrasts in (CONTRASTS, CURRICULUM_CONTRASTS):
             pairs = [(a, b) for a, b in contrasts if a in cells and b in cells]
             family = [pooled({self.data: (values[a], values[b])}, "ndcg@10", name_a=a, name_b=b) for a, b in pairs]
-            tests += [
-                {**test.as_json(), "error_of_seeds": error_of_seeds(cells[test.name_a], cells[test.name_b])} for test in correct(family)
-            ]
+            runs = self.found["cells"]
+            tests += [{**test.as_json(), "by_seed": by_seed(runs[test.name_a], runs[test.name_b])} for test in correct(family)]
         return {**self.found["setting"], "tuning": self.found["tuning"], "cells": cells, "contrasts": tests}
 
 
@@ -319,9 +320,9 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"ndcg@10": statistics.fmean(scores), "sd_of_seeds": spread, "seeds": len(scores), **known, **means}
 
 
-def error_of_seeds(*sides: dict[str, Any]) -> float:
-    """Standard error of the difference of two cells by the spread of their seeds alone; a test over queries does not know of it."""
-    return math.sqrt(sum((side["sd_of_seeds"] or 0.0) ** 2 / side["seeds"] for side in sides))
+def by_seed(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> list[float]:
+    """B - A for each seed that both cells have: how far other trainings move it, which a test over queries cannot know."""
+    return [round(b[seed]["ndcg@10"] - a[seed]["ndcg@10"], 4) for seed in a if seed in b]
 
 
 def show(report: dict[str, Any]) -> None:
@@ -337,7 +338,7 @@ def show(report: dict[str, Any]) -> None:
     for test in report["contrasts"]:
         print(
             f"  {test['name_b']} - {test['name_a']}: {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], "
-            f"p (Holm) {test['p_holm']:.4f}, smallest visible {test['smallest_visible']:.4f}, error of seeds {test['error_of_seeds']:.4f}"
+            f"p (Holm) {test['p_holm']:.4f}, smallest visible {test['smallest_visible']:.4f}, by seed {test['by_seed']}"
         )
 
 

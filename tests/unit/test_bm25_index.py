@@ -10,6 +10,7 @@ import pytest
 from negatron.data.collection import Collection
 from negatron.models import bm25
 from negatron.models.bm25 import BM25Searcher, BM25Settings
+from negatron.models.words import count_parts
 from negatron.store import read_manifest
 from negatron.types import Document, Query
 
@@ -63,3 +64,16 @@ def test_an_empty_corpus_and_one_without_words_find_nothing(tmp_path: Path) -> N
     for documents in ([], [Document("a", ""), Document("b", "of the")]):
         for folder in (None, tmp_path / str(len(documents))):
             assert list(BM25Searcher(documents, "c", folder=folder).search([Query("q", "cells")], 5)) == [[]]
+
+
+def test_an_index_of_several_parts_is_the_index_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document(f"{n:03d}", f"number {n} of {n % 7} cells divides {n % 13} times") for n in range(100)]
+    queries = [Query("q", "the number of cells that divide 4 12 times")]
+    one = BM25Searcher(documents, "c", folder=tmp_path / "one")
+    found = list(one.search(queries, 20))
+    monkeypatch.setattr(bm25, "count_parts", lambda *own: count_parts(*own, characters=500))
+    several = BM25Searcher(documents, "c", folder=tmp_path / "several")
+    assert list(several.search(queries, 20)) == found and len(found[0]) == 20
+    files = [(tmp_path / name / one.fingerprint) for name in ("one", "several")]
+    for name in ("lengths.npy", "rows.npy", "starts.npy", "terms.json", "weights.npy"):
+        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes(), name

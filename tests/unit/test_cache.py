@@ -10,6 +10,7 @@ import pytest
 
 from negatron.cli import main
 from negatron.errors import SettingError
+from negatron.store import begin
 from negatron.verbs.cache import prune, size
 
 DAY = 86_400
@@ -86,6 +87,14 @@ def test_a_file_open_anywhere_keeps_its_entry(cache: Path) -> None:
     with (cache / "bm25" / "c" / "x").open("rb"):
         result = prune(max_size="4kB")
     assert names(result.removed) == ["d", "search-b"] and names(result.spared) == ["c"]
+
+
+def test_what_is_being_built_stays(cache: Path) -> None:
+    with begin(cache / "bm25" / "new", kind="bm25", inputs={}) as work:
+        (work.path / "part").write_bytes(bytes(10))
+        result = prune(max_size="0")
+        assert names(result.spared) == [".new.partial"] and (work.path / "part").exists()
+    assert names(prune(max_size="0").removed) == [".new.partial"]
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,18 @@ def test_nothing_asked_and_nothing_to_find(tmp_path: Path) -> None:
     empty = DenseSearcher(TableEncoder(TABLE), [], VectorStore(tmp_path), "empty")
     assert list(empty.search(QUERIES[:2], 5)) == [[], []]
     assert list(searcher(tmp_path).search([], 5)) == []
+
+
+def test_other_queries_or_documents_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_index, "QUERIES_AT_A_TIME", 10)
+    first = [[hit.document_id for hit in hits] for hits in searcher(tmp_path).search(QUERIES, 5)]
+    turned = [[hit.document_id for hit in hits] for hits in searcher(tmp_path).search(QUERIES[::-1], 5)]
+    assert turned == first[::-1] != first
+    documents, moved = (  # the same distinct texts in the same order; the copies of them stand elsewhere
+        [Document(f"{n:03d}", f"text {n if n < 300 else (n + shift) % 300}") for n in range(600)] for shift in (0, 7)
+    )
+    for corpus in (documents, moved):
+        other = DenseSearcher(TableEncoder(TABLE), corpus, VectorStore(tmp_path), "table")
+        few = [next(iter(other.search([query], 5))) for query in QUERIES]
+        assert list(other.search(QUERIES, 5)) == few
+    assert len(list(tmp_path.glob("search-*"))) == 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from negatron.conformance import TableEncoder
+from negatron.errors import NegatronError
 from negatron.models.vectors import VectorStore
 
 TEXTS = ["north", "east", "north-east"]
@@ -52,3 +53,21 @@ def test_stored_vectors_cannot_be_changed_by_mistake(tmp_path: Path) -> None:
     vectors = VectorStore(tmp_path).encode(TwoPrompts(TABLE), TEXTS, "document")
     with pytest.raises(ValueError, match="read-only"):
         vectors[0] = 0
+
+
+def test_a_vector_that_is_not_finite_is_refused_with_its_text(tmp_path: Path) -> None:
+    class Broken(TwoPrompts):
+        def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+            return np.where([[text == "east"] for text in texts], np.nan, super().encode_documents(texts)).astype(np.float32)
+
+    with pytest.raises(NegatronError, match="not finite for 'east'"):
+        VectorStore(tmp_path).encode(Broken(TABLE), TEXTS, "document")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
+def test_no_texts_are_no_vectors(tmp_path: Path) -> None:
+    class Empty(TwoPrompts):
+        def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+            return np.zeros((0, 2), np.float32)
+
+    assert VectorStore(tmp_path).encode(Empty(TABLE), [], "document").shape == (0, 2)

@@ -106,7 +106,7 @@ def run(model: CrossEncoder, rows: Dataset, settings: CrossEncoderSettings, seed
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            warmup_steps=max(1, steps // 10),
+            warmup_steps=steps // 10,
             seed=seed,
             bf16=choose_precision(settings.precision, model.device.type) == "bf16",
             use_cpu=model.device.type == "cpu",

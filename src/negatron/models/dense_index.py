@@ -140,8 +140,7 @@ class DenseSearcher:
     def stored(self, texts: Sequence[str], asked: Float32Array, k: int) -> tuple[NDArray[np.int32], Float32Array]:
         """The same for many queries, by blocks whose results go to disk; memory-mapped."""
         inputs = {
-            "documents": key(self.encoder, list(self.row_of), "document"),
-            "ids": fingerprint_texts(document.id for document in self.documents),
+            "documents": fingerprint_texts(document.content for document in self.documents),  # copies where they stand
             "queries": key(self.encoder, texts, "query"),
             "settings": self.settings.as_json(),
             "k": k,
