@@ -39,8 +39,8 @@ Made by `python docs/make_settings.py` from the classes that the verbs read; do 
 
 A setting is given by `--set key=value` (may be repeated), by `--settings FILE.toml` (keys at the top level; `--set` wins; not for `search`)
 or from Python as a keyword: `ng.mine(data, negatives=3)`. Values are read as TOML: `--set measures='["ndcg@10"]'` is a list, a word
-that is no TOML value is a text. A dot leads into a table: `--set weighting.focal=2`. `off` turns a setting off that can be off. An unknown name, a value of the wrong type, and a setting that
-could have no effect are refused, with the nearest known name.
+that is no TOML value is a text. A dot leads into a table: `--set weighting.focal=2`. `off` turns a setting off that can be off. An unknown
+name, a value of the wrong type, and a setting that could have no effect are refused, with the nearest known name.
 
 ## Environment
 

@@ -5,6 +5,7 @@ What it does not know: what the score is made of; higher is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ def is_due(learner: Learner, steps: int) -> bool:
 
 def judged(learner: Learner, evaluate: Evaluate, done: Progress, place: Path) -> tuple[float, Progress]:
     """The score after `done.steps` steps, and the progress with it; a new best's weights are kept where they may be asked for."""
-    score = learner.workers.agree(evaluated(learner.model, evaluate) if learner.workers.first else None)
+    score = learner.workers.agree(evaluated(learner.model, evaluate) if learner.workers.first else math.nan)
     if done.best is not None and not score > done.best[1]:  # so that what is no number is never the best
         return score, replace(done, without_best=done.without_best + 1)
     if learner.settings.keep == "best" and learner.workers.first:

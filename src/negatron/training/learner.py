@@ -245,7 +245,7 @@ def recipe_of(
 def examples_fingerprint(examples: Sequence[TrainingExample]) -> str:
     """Of the texts that training reads and of what chooses among them, in order; of a store its own."""
     if isinstance(examples, ExampleStore):
-        return examples.fingerprint
+        return str(examples.fingerprint)
     return fingerprint_texts(text for example in examples for text in texts_and_numbers(example))
 
 

@@ -35,7 +35,7 @@ def renewed(learner: Learner, step: int) -> dict[str, Any]:
 def cosines(learner: Learner, queries: Sequence[str], documents: Sequence[str]) -> list[float]:
     """Of the pairs (query n, document n); the first process's, in all of them."""
     towers = learner.towers[learner.feed.sets[0].name]
-    found = None
+    found: list[float] = []
     if learner.workers.first:
         sides = ((towers.queries, towers.of_queries, queries), (towers.documents, towers.of_documents, documents))
         left, right = (encoded(tower, counts, texts, learner.settings.chunk_tokens or None) for tower, counts, texts in sides)
