@@ -60,8 +60,10 @@ class CrossEncoderScorer:
         """The loaded model, in evaluation mode. Raises SettingError for one that does not give one score."""
         try:
             from sentence_transformers import CrossEncoder
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra("sentence_transformers", "train") from error
+        disable_progress_bar()
         model = CrossEncoder(str(self.folder), max_length=self.max_length, device=self._device)
         refuse_what_scores_nothing(model, self.folder, self.max_length)
         model.eval()
