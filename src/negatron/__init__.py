@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from negatron.verbs.common import load
     from negatron.verbs.cross_encoder import train_cross_encoder
     from negatron.verbs.evaluation import compare, evaluate, search
-    from negatron.verbs.negatives import explain, export, mine, mix, synthesize
+    from negatron.verbs.negatives import dataset, explain, export, mine, mix, synthesize
     from negatron.verbs.negatives import filter_negatives as filter
     from negatron.verbs.training import train
 
@@ -34,6 +34,7 @@ PLACES = {
     "NegatronError": "negatron.errors",
     "Negatives": "negatron.negatives.records",
     "compare": "negatron.verbs.evaluation",
+    "dataset": "negatron.verbs.negatives",
     "evaluate": "negatron.verbs.evaluation",
     "explain": "negatron.verbs.negatives",
     "export": "negatron.verbs.negatives",
@@ -52,6 +53,7 @@ __all__ = [
     "Negatives",
     "NegatronError",
     "compare",
+    "dataset",
     "evaluate",
     "explain",
     "export",

@@ -136,7 +136,7 @@ def test_an_interrupted_command_says_that_it_goes_on(data: Path, tmp_path: Path)
 from negatron.cli import main
 from negatron.models import bm25
 def stop(*_, **__): raise KeyboardInterrupt
-bm25.track = stop
+bm25.BM25Searcher.search = stop
 main(["mine", {str(data)!r}, "--source", "bm25", "--set", "relative_margin=off", "--out", {str(tmp_path / "neg")!r}])
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)

@@ -63,17 +63,17 @@ def examples(first):
 
 
 def run(model, work, kind):
-    """How many chunks this process has encoded. kind: "sets" mixes two sets, "remine" has one whose negatives are renewed."""
+    """How many chunks this process has encoded, and how many lines of the log it was told. kind: "sets" mixes two sets, "remine" has one whose negatives are renewed."""
     given = (ExampleSet("a", examples(0)), ExampleSet("b", examples(20))) if kind == "sets" else examples(0)
     settings = TrainingSettings(**SETTINGS, **({"remine": REMINE} if kind == "remine" else {"prompts": {"a": {"query": "ask: "}}}))
 
     def evaluate(trained):
         return float(trained.encode("question 1", convert_to_tensor=True)[0])
 
-    entered = []
+    entered, told = [], []
     counting = lambda device, precision: entered.append(device) or autocast(device, precision)  # noqa: E731
-    train(model, given, settings, work, autocast=counting, device="cpu", evaluate=evaluate, guide=Guide())
-    return len(entered)
+    train(model, given, settings, work, autocast=counting, device="cpu", evaluate=evaluate, guide=Guide(), on_step=told.append)
+    return len(entered), len(told)
 
 
 KINDS = ("sets", "remine")
@@ -128,14 +128,15 @@ def test_two_processes_end_with_the_weights_of_one(still_encoder, tmp_path, of_t
 def test_the_processes_have_shared_the_work(still_encoder, tmp_path, of_two):
     """Each doing all of it would end with the same weights."""
     for kind in KINDS:
-        alone = run(still_encoder, tmp_path / kind, kind)
-        shares = [int((of_two[kind] / f"chunks-{rank}").read_text()) for rank in (0, 1)]
-        assert 0 < max(shares) < 0.75 * alone
+        alone, steps = run(still_encoder, tmp_path / kind, kind)
+        first, second = (json.loads((of_two[kind] / f"told-{rank}").read_text()) for rank in (0, 1))
+        assert 0 < max(first[0], second[0]) < 0.75 * alone
+        assert (first[1], second[1]) == (steps, 0), "the first process alone speaks"
 
 
 if __name__ == "__main__":  # what the fixture starts, in both processes
     torch.set_num_threads(1)
     for kind in KINDS:
-        chunks = run(Path(sys.argv[1]), Path(sys.argv[2]) / kind, kind)
-        (Path(sys.argv[2]) / kind / f"chunks-{os.environ['RANK']}").write_text(str(chunks))
+        counts = run(Path(sys.argv[1]), Path(sys.argv[2]) / kind, kind)
+        (Path(sys.argv[2]) / kind / f"told-{os.environ['RANK']}").write_text(json.dumps(counts))
     torch.distributed.destroy_process_group()

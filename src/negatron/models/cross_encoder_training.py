@@ -78,10 +78,11 @@ def train_cross_encoder(base: Path, examples: Sequence[TrainingExample], setting
         import torch
         from datasets import Dataset
         from sentence_transformers import CrossEncoder
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging
     except ImportError as error:
         raise MissingExtra(str(error.name), "train") from error
-    disable_progress_bar()  # our own meter shows what takes long
+    logging.disable_progress_bar()  # our own meter shows what takes long
+    logging.set_verbosity_error()  # that the scoring layer is new is no news
     columns = rows_of(examples, settings)
     if not columns["query"] or (settings.loss == "binary" and 0.0 not in columns["label"]):
         raise SettingError("the examples hold no negatives: a cross-encoder needs some to tell from the positives")

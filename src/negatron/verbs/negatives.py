@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -46,11 +46,15 @@ from negatron.verbs.mining import COSINE, asked_for, mine
 from negatron.verbs.refiltering import RefilterSettings, filter_negatives
 from negatron.wheels import cache_folder
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = [
     "Biography",
     "Planned",
     "RefilterSettings",
     "WritingSettings",
+    "dataset",
     "explain",
     "export",
     "filter_negatives",
@@ -242,6 +246,16 @@ def export(negatives: Negatives | Path | str, format: str, out: Path | str) -> d
     """The kept negatives in another tool's format; returns counts of what was written."""
     source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
     return formats.export(source, format, Path(out))
+
+
+def dataset(negatives: Negatives | Path | str, format: str = "sentence-transformers") -> Dataset:
+    """The kept negatives as a `datasets.Dataset` that SentenceTransformerTrainer and CrossEncoderTrainer take.
+
+    `format` is sentence-transformers (anchor, positive, negative_1 ... negative_n; queries with fewer than n are left out), triplets, or
+    labelled (query, docs, labels). All candidates with origins and verdicts are in `Negatives.dataset()`.
+    """
+    source = negatives if isinstance(negatives, Negatives) else Negatives.open(negatives)
+    return formats.as_dataset(source, format)
 
 
 def import_training_file(file: Path, format: str, out: Path, negatives: Path | None = None) -> dict[str, int]:

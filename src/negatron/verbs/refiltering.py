@@ -75,7 +75,10 @@ def as_made(source: Negatives, given: RefilterSettings) -> RefilterSettings:
 
     What the folder was made with and nothing reads any more gives way; what is given and nothing reads is refused as everywhere.
     """
-    stored = {key: value for key, value in source.manifest.inputs.get("settings", {}).items() if key in RefilterSettings.model_fields}
+    made_with = dict(source.manifest.inputs.get("settings", {}))
+    if "ratio" in made_with:  # a mix: its when_short is about the kinds of negatives, and has words of its own
+        made_with.pop("when_short", None)
+    stored = {key: value for key, value in made_with.items() if key in RefilterSettings.model_fields}
     wanted = {**stored, **given.model_dump(exclude_unset=True)}
     unread = RefilterSettings.model_construct(**wanted).without_effect().keys() - given.model_fields_set
     return RefilterSettings.checked({key: value for key, value in wanted.items() if key not in unread})
