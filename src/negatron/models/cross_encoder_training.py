@@ -82,13 +82,15 @@ def train_cross_encoder(base: Path, examples: Sequence[TrainingExample], setting
     except ImportError as error:
         raise MissingExtra(str(error.name), "train") from error
     logging.disable_progress_bar()  # our own meter shows what takes long
-    logging.set_verbosity_error()  # that the scoring layer is new is no news
     columns = rows_of(examples, settings)
     if not columns["query"] or (settings.loss == "binary" and 0.0 not in columns["label"]):
         raise SettingError("the examples hold no negatives: a cross-encoder needs some to tell from the positives")
     with torch.random.fork_rng(devices=[]):  # the new layer's weights come from the seed, and nobody else's draws change
         torch.manual_seed(seed)
+        said = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the scoring layer is new is no news
         model = CrossEncoder(str(base), num_labels=1, max_length=settings.max_length)
+        logging.set_verbosity(said)
         wake_pooler(model)
         outcome = run(model, Dataset.from_dict(columns), settings, seed)
     model.save_pretrained(str(out), create_model_card=False)
