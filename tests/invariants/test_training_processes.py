@@ -63,7 +63,10 @@ def examples(first):
 
 
 def run(model, work, kind):
-    """How many chunks this process has encoded, and how many lines of the log it was told. kind: "sets" mixes two sets, "remine" has one whose negatives are renewed."""
+    """How many chunks this process has encoded, and how many lines of the log it was told.
+
+    kind: "sets" mixes two sets, "remine" has one whose negatives are renewed.
+    """
     given = (ExampleSet("a", examples(0)), ExampleSet("b", examples(20))) if kind == "sets" else examples(0)
     settings = TrainingSettings(**SETTINGS, **({"remine": REMINE} if kind == "remine" else {"prompts": {"a": {"query": "ask: "}}}))
 

@@ -47,7 +47,7 @@ def settings_read_by_the_cli() -> dict[str, str]:
     for function in ast.parse(Path(cli.__file__).read_text(encoding="utf-8")).body:
         for node in ast.walk(function):
             if isinstance(node, ast.Attribute) and node.attr == "read" and isinstance(node.value, ast.Name):
-                found[getattr(function, "name", "").rstrip("_")] = node.value.id
+                found[getattr(function, "name", "").rstrip("_").replace("_", "-")] = node.value.id
     return found
 
 
