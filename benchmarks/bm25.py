@@ -41,10 +41,9 @@ def texts_of(name: str, made: int, queries: int) -> tuple[list[str], list[str]]:
     if not made:
         return documents, asked
     draw = np.random.default_rng(1)
-    words = np.array(" ".join(documents).split())
-    lengths = draw.poisson(60, made)
-    drawn = np.split(words[draw.integers(0, len(words), lengths.sum())], np.cumsum(lengths)[:-1])
-    return [" ".join(own) for own in drawn], asked
+    words = " ".join(documents).split()
+    drawn = (draw.integers(0, len(words), length) for length in draw.poisson(60, made).tolist())
+    return [" ".join([words[place] for place in own.tolist()]) for own in drawn], asked
 
 
 def ours(documents: list[str], queries: list[str]) -> dict[str, float]:

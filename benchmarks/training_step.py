@@ -29,7 +29,6 @@ from pathlib import Path
 LENGTH, NEGATIVES, TEMPERATURE, LEARNING_RATE = 128, 5, 0.05, 2e-5
 GRAPH_KIB, PRODUCTS_KIB = 281, 85
 """Memory a token of MiniLM in fp32: its graph; the results of its matrix products (negatron.training.remembered). bf16 needs half."""
-CHUNK_TOKENS = 8192
 WARM = 4
 """Rows of the step that is not counted."""
 RUNGS = ("nothing", "length sorting, token budget", "distinct texts once", "second forward spared", "loss in tiles", "freed memory kept")
@@ -125,7 +124,22 @@ def their_trainer(model, rows, batch, steps, precision, loss, clock):
         SentenceTransformerTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[Clock()]).train()
 
 
-def our_step(model, rows, batch, steps, precision, clock, *, sort=True, once=True, keep=(0, 0), tiled=True, chunk_size=None, shorten=None):
+def our_step(
+    model,
+    rows,
+    batch,
+    steps,
+    precision,
+    clock,
+    *,
+    sort=True,
+    once=True,
+    keep=(0, 0),
+    tiled=True,
+    chunk_size=None,
+    chunk_tokens=None,
+    shorten=None,
+):
     """negatron's step over the rows: collate, count tokens, chunks, loss, clip, AdamW."""
     import torch
 
@@ -164,7 +178,7 @@ def our_step(model, rows, batch, steps, precision, clock, *, sort=True, once=Tru
             laid_out,
             loss,
             chunk_size=chunk_size,
-            chunk_tokens=None if chunk_size else CHUNK_TOKENS,
+            chunk_tokens=chunk_tokens,
             keep_tokens=keep[0],
             keep_product_tokens=keep[1],
         )
@@ -196,18 +210,22 @@ def measure(side: str, given: argparse.Namespace) -> dict[str, float]:
     kind, precision = given.kinds[0], given.precision[0]
     rows = generated(given.batch * given.steps) if kind == "distinct" else real(given.batch * given.steps, given.data)
     model = load(model_folder(), max_length=LENGTH, device="cpu")
-    keep = budget(given.memory_gib, precision)
+    keep = budget(given, precision)
     name, _, value = side.partition(", ")
     if name == "theirs":
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
         work = partial(their_trainer, loss=CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=int(value)))
     elif name == "drop-in":
-        work = partial(their_trainer, loss=TiledInfoNCE(model, TEMPERATURE, keep_tokens=keep[0], keep_product_tokens=keep[1]))
+        work = partial(
+            their_trainer,
+            loss=TiledInfoNCE(model, TEMPERATURE, chunk_tokens=given.chunk_tokens, keep_tokens=keep[0], keep_product_tokens=keep[1]),
+        )
     else:
         rung = RUNGS.index(value) if name == "rung" else len(RUNGS) - 1
         levers = {"sort": rung >= 1, "once": rung >= 2, "keep": keep if rung >= 3 else (0, 0), "tiled": rung >= 4}
-        work = partial(our_step, **levers, chunk_size=None if rung >= 1 else 32)
+        chunks = {"chunk_tokens": given.chunk_tokens} if rung >= 1 else {"chunk_size": 32}
+        work = partial(our_step, **levers, **chunks)
         if rung >= 5:
             keep_freed_memory()
     work(model, rows[:WARM], WARM, 1, precision, clock=[])
@@ -217,11 +235,11 @@ def measure(side: str, given: argparse.Namespace) -> dict[str, float]:
     return {"examples_per_second": given.batch * given.steps / (clock[-1] - clock[0]), "peak_mib": peak_mib()}
 
 
-def budget(memory_gib: float, precision: str) -> tuple[int, int]:
+def budget(given: argparse.Namespace, precision: str) -> tuple[int, int]:
     """Tokens of kept graphs, and of kept products: one chunk's graph, and products, which spare more for their memory, for the rest."""
-    share = 0.5 if precision == "bf16" else 1.0
-    graph = CHUNK_TOKENS if CHUNK_TOKENS * GRAPH_KIB * share <= memory_gib * 2**20 else 0
-    return graph, int((memory_gib * 2**20 - graph * GRAPH_KIB * share) / (PRODUCTS_KIB * share))
+    share, room = 0.5 if precision == "bf16" else 1.0, given.memory_gib * 2**20
+    graph = given.chunk_tokens if given.chunk_tokens * GRAPH_KIB * share <= room else 0
+    return graph, int((room - graph * GRAPH_KIB * share) / (PRODUCTS_KIB * share))
 
 
 def peak_mib() -> float:
@@ -266,7 +284,9 @@ def check() -> dict[str, float]:
 
 def in_a_process(given: argparse.Namespace, *more: str) -> dict[str, float]:
     """What a fresh process prints as its last line."""
-    same = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in ("batch", "steps", "threads", "data", "memory_gib")]
+    same = [
+        f"--{name.replace('_', '-')}={getattr(given, name)}" for name in ("batch", "steps", "threads", "data", "memory_gib", "chunk_tokens")
+    ]
     ended = subprocess.run([sys.executable, __file__, *same, *more], check=False, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"{' '.join(more)} failed:\n{ended.stderr[-3000:]}")
@@ -318,6 +338,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=None, help="default: fp32, and bf16 where it is fast")
     parser.add_argument("--mini-batches", nargs="+", type=int, default=[32, 64, 128], help="of theirs; the first is the default one")
     parser.add_argument("--memory-gib", type=float, default=6.0, help="for what is kept between our two passes")
+    parser.add_argument("--chunk-tokens", type=int, default=8192, help="of ours: tokens encoded at a time")
     parser.add_argument("--no-levers", dest="levers", action="store_false", help="do not take ours apart")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -337,6 +358,7 @@ def main() -> None:
         "threads": given.threads,
         "data": given.data,
         "memory_gib": given.memory_gib,
+        "chunk_tokens": given.chunk_tokens,
         "largest_relative_gradient_difference": differences,
     }
     for precision in given.precision or (["fp32", "bf16"] if fast_in_bf16("cpu") else ["fp32"]):

@@ -11,7 +11,7 @@ import pytest
 from negatron.cli import main
 from negatron.errors import SettingError
 from negatron.store import begin
-from negatron.verbs.cache import prune, size
+from negatron.verbs.cache import is_used, prune, size
 
 DAY = 86_400
 NOW = 1_700_000_000
@@ -94,6 +94,8 @@ def test_what_is_being_built_stays(cache: Path) -> None:
         (work.path / "part").write_bytes(bytes(10))
         result = prune(max_size="0")
         assert names(result.spared) == [".new.partial"] and (work.path / "part").exists()
+        assert is_used(result.spared[0], set(), set()), "by its lock too: not every system tells of open files"
+    assert not is_used(result.spared[0], set(), set())
     assert names(prune(max_size="0").removed) == [".new.partial"]
 
 

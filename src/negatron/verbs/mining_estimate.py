@@ -155,10 +155,13 @@ def encoded(
 
 def scored(shop: Workshop, some: Sequence[Document], asked: Sequence[NegativeRequest], candidates: int) -> Part:
     """Pairs of a cross-encoder, by the time of a sample; nothing of it is stored."""
+    from negatron.models.cross_encoder import CrossEncoderScorer
+
     scorer = shop.scorer.scorer
     pairs = [(asked[n % len(asked)].query.text, some[n % len(some)].content) for n in range(SCORED)]
     scorer.score(pairs[:8])
-    return Part(CROSS_ENCODER, timed(lambda: scorer.score(pairs)) / len(pairs) * candidates, 0)
+    weights = sum(p.numel() * p.element_size() for p in scorer.model.parameters()) if isinstance(scorer, CrossEncoderScorer) else 0
+    return Part(CROSS_ENCODER, timed(lambda: scorer.score(pairs)) / len(pairs) * candidates, weights)
 
 
 def megabytes(count: int) -> str:
