@@ -1,8 +1,8 @@
 """How the C library keeps memory that torch gives back: an edge to glibc, of use on CPUs only.
 
 By default glibc maps every large block anew and gives it back when it is freed, so each step of a training touches all of its activations
-for the first time again, one page fault for every 4 KiB. Measured on CPUs: from 3 % of the processor's time (two layers of width 384) to 10 %
-(docs/notebook.md).
+for the first time again, one page fault for every 4 KiB. Measured on CPUs: 3 % of the processor's time (two layers of width
+384) to 10 % (docs/notebook.md).
 """
 
 from __future__ import annotations
