@@ -47,8 +47,9 @@ def test_the_k_best_are_those_of_a_full_sort(k: int) -> None:
 def test_neither_blocks_nor_engine_nor_company_changes_a_bit() -> None:
     pytest.importorskip("torch", reason="needs negatron[train]")
     vectors, queries = unit_vectors(500), unit_vectors(9, seed=1)
-    vectors[100:140] = vectors[7]  # more ties than are found beyond k
+    vectors[100:140] = queries[0] = vectors[7]  # more ties than are found beyond k
     right = exact_top(FaissEngine(), queries, vectors, 10)
+    assert right[0][0].tolist() == [7, *range(100, 109)]
     ways = [(FaissEngine(), 1), (FaissEngine(), 64), (TorchEngine("cpu"), 500), (TorchEngine("cpu", tile=33), 100)]
     for engine, block in ways:
         rows, scores = exact_top(engine, queries, vectors, 10, block_rows=block)
