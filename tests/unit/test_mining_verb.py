@@ -22,6 +22,8 @@ from negatron.verbs.mining_estimate import estimate_mining
 
 LOOSE = MiningSettings(relative_margin=None, near_copy=None, depth=4, negatives=3, precision="fp32")
 
+BY_IDS = MiningSettings(relative_margin=None)
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -61,14 +63,14 @@ def test_every_kind_of_source_at_once(data: Collection, tiny_encoder: Path, tiny
 def test_a_changed_file_is_another_input(data: Collection, tmp_path: Path) -> None:
     run = tmp_path / "run.trec"
     run.write_text("q0 Q0 ships-3 1 2.5 mine\n")
-    usual = mine(data, sources=[f"file:{run}"], settings=LOOSE)
-    assert mine(data, sources=[f"file:{run}"], settings=LOOSE).path == usual.path
+    usual = mine(data, sources=[f"file:{run}"], settings=BY_IDS)
+    assert mine(data, sources=[f"file:{run}"], settings=BY_IDS).path == usual.path
     run.write_text("q0 Q0 bread-3 1 2.5 mine\n")
-    changed = mine(data, sources=[f"file:{run}"], settings=LOOSE)
+    changed = mine(data, sources=[f"file:{run}"], settings=BY_IDS)
     assert changed.path != usual.path and changed.find("q0").judged[0].candidate.document.id == "bread-3"
     run.write_text("q0 Q0 bread-9 1 2.5 mine\n")
     with pytest.raises(DataError, match=r"run.trec:1: there is no document 'bread-9' in small"):
-        mine(data, sources=[f"file:{run}"], settings=LOOSE)
+        mine(data, sources=[f"file:{run}"], settings=BY_IDS)
 
 
 def test_the_cross_encoder_may_rank_while_the_encoder_teaches(data: Collection, tiny_encoder: Path, tiny_cross_encoder: Path) -> None:
