@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class MiningEstimate:
-    """What a mining would take. `memory` is that of the documents and of the hungriest part, in bytes."""
+    """What a mining would take. `memory`: the documents and the hungriest part, in bytes, beyond the libraries."""
 
     documents: int
     queries: int
@@ -67,8 +67,8 @@ class MiningEstimate:
     def __str__(self) -> str:
         rows = [["part", "time", "memory"], *([part.name, clock(part.seconds), megabytes(part.bytes)] for part in self.parts)]
         return (
-            f"{self.queries:,} queries, {self.documents:,} documents, about {self.candidates:,} candidates; estimated from a sample:\n"
-            f"{aligned(rows)}\nabout {clock(self.seconds)} and {megabytes(self.memory)} at most; nothing was written"
+            f"{self.queries:,} queries, {self.documents:,} documents, up to {self.candidates:,} candidates; estimated from a sample:\n"
+            f"{aligned(rows)}\nabout {clock(self.seconds)} and {megabytes(self.memory)} beyond the libraries; nothing was written"
         )
 
 
@@ -125,9 +125,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def lexical(shop: Workshop, some: Sequence[Document], asked: Sequence[NegativeRequest], documents: int, queries: int) -> Part:
     """Words, index and search of BM25; both grow with the documents, the search also with the queries."""
-    searchers: list[BM25Searcher] = []
-    index = timed(lambda: searchers.append(BM25Searcher(some, "sample", shop.bm25_settings))) * documents / len(some)
-    search = timed(lambda: list(searchers[0].search([request.query for request in asked], 50)))
+    searcher = BM25Searcher(some, "sample", shop.bm25_settings)
+    index = timed(lambda: searcher.index) * documents / len(some)  # made when first asked for
+    search = timed(lambda: list(searcher.search([request.query for request in asked], 50)))
     words = sum(len(document.content) for document in some) // 6 * documents // len(some)
     return Part("bm25", index + search / len(asked) * queries * documents / len(some), words * 8)
 
