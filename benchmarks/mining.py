@@ -58,11 +58,14 @@ def most_positives(collection: Collection) -> int:
     return max(map(len, collection.positives("train").values()))
 
 
-def ours(collection: Collection, precision: str, folder: Path) -> dict[str, object]:
+def ours(collection: Collection, model: str, precision: str, folder: Path) -> dict[str, object]:
+    import faiss  # noqa: F401 - libraries are no memory of the mining
+    import pyarrow.parquet  # noqa: F401
+
     from negatron.models.encoder import SentenceEncoder
     from negatron.verbs.mining import mine
 
-    encoder = SentenceEncoder(model_folder(), precision=precision)
+    encoder = SentenceEncoder(model, precision=precision)
     encoder.encode_documents(["a text"])
     chosen = encoder.precision
     before = resident_mib()
@@ -74,7 +77,7 @@ def ours(collection: Collection, precision: str, folder: Path) -> dict[str, obje
     found = mine(
         collection,
         sources=["dense"],
-        model=model_folder(),
+        model=model,
         out=folder / "ours",
         precision=precision,
         relative_margin=MARGIN,
@@ -103,7 +106,8 @@ def ours(collection: Collection, precision: str, folder: Path) -> dict[str, obje
     return {"seconds": seconds, "mib": peak, "precision": chosen, "pairs": sum(len(r["kept"]) for r in records.values())}
 
 
-def theirs(collection: Collection, precision: str, folder: Path) -> dict[str, object]:
+def theirs(collection: Collection, model: str, precision: str, folder: Path) -> dict[str, object]:
+    import faiss  # noqa: F401
     import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
@@ -112,10 +116,10 @@ def theirs(collection: Collection, precision: str, folder: Path) -> dict[str, ob
     pairs = collection.pairs("train").pairs
     data = Dataset.from_dict({"query": [query.text for query, _ in pairs], "positive": [document.content for _, document in pairs]})
     corpus = [document.content for document in collection.documents.values()]
-    model = SentenceTransformer(model_folder(), device="cpu")
-    model.encode(["a text"])
+    loaded = SentenceTransformer(model, device="cpu")
+    loaded.encode(["a text"])
     before = resident_mib()
-    del model
+    del loaded
     gc.collect()
     forget_peak()
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -123,7 +127,7 @@ def theirs(collection: Collection, precision: str, folder: Path) -> dict[str, ob
     with autocast:
         mined = mine_hard_negatives(
             data,
-            SentenceTransformer(model_folder(), device="cpu"),
+            SentenceTransformer(model, device="cpu"),
             corpus=corpus,
             range_max=WINDOW,
             relative_margin=MARGIN,
@@ -201,7 +205,7 @@ def run(role: str, precision: str, given: argparse.Namespace, data: str, folder:
     with tempfile.TemporaryDirectory(prefix="negatron-mining-cache-") as cache:
         subprocess.run(["rm", "-rf", str(folder / "ours")], check=True)
         sizes = ["--pairs", str(given.pairs), "--documents", str(given.documents)]
-        command = [sys.executable, __file__, "--role", role, precision, str(folder), "--data", data, *sizes]
+        command = [sys.executable, __file__, "--role", role, precision, str(folder), "--data", data, "--model", given.model, *sizes]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"NEGATRON_CACHE": cache})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -238,6 +242,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["nfcorpus", "boolq"])
     parser.add_argument("--pairs", type=int, default=20_000, help="training pairs, 0 = all")
     parser.add_argument("--documents", type=int, default=0, help="documents of the corpus, 0 = all")
+    parser.add_argument("--model", default=model_folder(), help="folder of an encoder; MiniLM")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--role", nargs=3, help=argparse.SUPPRESS)
@@ -245,7 +250,7 @@ def main() -> None:
     if given.role:
         role, precision, folder = given.role
         collection = collection_of(given.data[0], given.pairs, given.documents)
-        print(json.dumps((ours if role == "ours" else theirs)(collection, precision, Path(folder))))
+        print(json.dumps((ours if role == "ours" else theirs)(collection, given.model, precision, Path(folder))))
         return
     figures = {data: measured(data, given) for data in given.data}
     for data, own in figures.items():
